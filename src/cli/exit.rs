@@ -1,0 +1,155 @@
+//! The one table of exit codes (sysexits.h where it has a word for it).
+
+use crate::domain::{DigestError, SourceError};
+use crate::{fetch, remote, store};
+
+/// Shown by `--help`, copied in the README.
+pub const TABLE: &str = "\
+Exit codes:
+    0  done
+   64  usage: an argument or a setting is wrong
+   65  integrity: bytes do not match their checksum or digest
+   66  not found: no such bucket, prefix, object or model
+   69  origin trouble: it could not be reached, or failed for too long
+   70  a defect of larder
+   74  disk: full, read-only, or failing
+   75  busy: another process owns the store
+   77  denied: the origin refuses, or there are no credentials
+  130  interrupted; the next call goes on from there";
+
+/// How the process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Done = 0,
+    Usage = 64,
+    Integrity = 65,
+    NotFound = 66,
+    Origin = 69,
+    Defect = 70,
+    Disk = 74,
+    Busy = 75,
+    Denied = 77,
+    Interrupted = 130,
+}
+
+/// An error as the user reads it: one sentence, the next thing to try, and a code.
+#[derive(Debug)]
+pub struct Failure {
+    /// What happened, to which object, and why.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// How the process ends.
+    pub exit: Exit,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, exit }
+    }
+
+    fn hinted(exit: Exit, message: String, hint: impl Into<String>) -> Self {
+        Self { message, hint: Some(hint.into()), exit }
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+impl From<DigestError> for Failure {
+    fn from(error: DigestError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+impl From<remote::Error> for Failure {
+    fn from(error: remote::Error) -> Self {
+        use remote::Error as E;
+        let message = error.to_string();
+        match error {
+            E::NotFound { .. } => Self::hinted(
+                Exit::NotFound,
+                message,
+                "list the bucket with your usual tool; prefixes are case-sensitive",
+            ),
+            E::Denied { .. } => Self::hinted(
+                Exit::Denied,
+                message,
+                "larder needs to list the prefix and read its objects (s3:ListBucket and s3:GetObject, storage.objects.list and .get); try --anonymous for public buckets",
+            ),
+            E::Credentials { .. } => Self::hinted(
+                Exit::Denied,
+                message,
+                "set up credentials as for the AWS or Google command line, or pass --anonymous for public buckets",
+            ),
+            E::Settings { .. } => Self::new(Exit::Usage, message),
+            E::BadKey { .. } => {
+                Self::hinted(Exit::Usage, message, "rename the object, or leave it out by narrowing the prefix")
+            }
+            E::Throttled { .. } | E::Unavailable { .. } | E::BadAnswer { .. } => Self::hinted(
+                Exit::Origin,
+                message,
+                "check the endpoint and the network; the next call goes on where this one stopped",
+            ),
+            E::Changed { .. } => Self::new(Exit::Origin, message),
+        }
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        use store::Error as E;
+        let message = match &error {
+            E::Full { path, needed, free } => format!(
+                "not enough room in `{}`: {} needed, {} free",
+                path.display(),
+                super::text::bytes(*needed),
+                super::text::bytes(*free)
+            ),
+            _ => error.to_string(),
+        };
+        let full = error.is_disk_full();
+        match error {
+            E::Busy { .. } => Self::hinted(Exit::Busy, message, "wait for it, or name another store with --store"),
+            E::Foreign { .. } => Self::hinted(Exit::Usage, message, "name an empty directory"),
+            E::Damaged { .. } => Self::hinted(Exit::Integrity, message, "`larder verify --repair` fetches it again"),
+            E::Absent(_) => Self::hinted(Exit::NotFound, message, "`larder ls` shows what is here"),
+            E::Full { .. } => Self::hinted(
+                Exit::Disk,
+                message,
+                "`larder ls` shows what could go, `larder rm` removes it; or name another store with --store",
+            ),
+            E::Io { .. } if full => {
+                Self::hinted(Exit::Disk, message, "make room: what has arrived stays, the next call goes on from there")
+            }
+            E::Io { .. } => Self::new(Exit::Disk, message),
+        }
+    }
+}
+
+impl From<fetch::Error> for Failure {
+    fn from(error: fetch::Error) -> Self {
+        use fetch::Error as E;
+        let message = error.to_string();
+        match error {
+            E::Remote(error) => error.into(),
+            E::Store(error) => error.into(),
+            E::GaveUp { last, .. } => Self { message, ..last.into() },
+            E::Integrity { .. } => Self::hinted(
+                Exit::Integrity,
+                message,
+                "the object or its recorded checksum is damaged at the origin, or something between changes bytes: upload it again",
+            ),
+            E::KeepsChanging { .. } => Self::hinted(Exit::Origin, message, "wait until its upload is finished"),
+            E::NothingSelected { .. } => Self::new(Exit::NotFound, message),
+            E::BadGlob { .. } => Self::new(Exit::Usage, message),
+            E::Interrupted => Self::new(Exit::Interrupted, message),
+            E::Defect(_) => Self::hinted(Exit::Defect, message, "please report it, with what you did"),
+        }
+    }
+}

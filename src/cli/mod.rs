@@ -1,0 +1,134 @@
+//! The command line: parse, dispatch, and say how it went.
+
+mod args;
+mod console;
+mod exit;
+mod models;
+mod prefetch;
+mod text;
+mod verify;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use self::args::{Cli, Command, Common};
+use self::console::Console;
+pub use self::exit::TABLE as EXIT_CODES;
+use self::exit::{Exit, Failure};
+use crate::fetch::Cancel;
+
+/// Threads that wait for the disk. More would only queue in the kernel.
+const BLOCKING_THREADS_MAX: usize = 16;
+/// Threads that wait for the network: hashing and writing happen elsewhere.
+const ASYNC_THREADS_MAX: usize = 4;
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows where each of them is printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
+        }
+    };
+    let console = Console { json: cli.common.json, quiet: cli.common.quiet };
+    start_log(&cli.common);
+    let exit = run(console, cli).unwrap_or_else(|failure| {
+        console.failure(&failure);
+        failure.exit
+    });
+    ExitCode::from(exit as u8)
+}
+
+fn run(console: Console, cli: Cli) -> Result<Exit, Failure> {
+    let directory = store_directory(&cli.common)?;
+    match cli.command {
+        Command::Prefetch(args) => with_runtime(async |cancel| prefetch::run(console, &directory, &args, cancel).await),
+        Command::Verify(args) => with_runtime(async |cancel| verify::run(console, &directory, &args, cancel).await),
+        Command::Ls => models::ls(console, &directory),
+        Command::Inspect { model } => models::inspect(console, &directory, &model),
+        Command::Path { model } => models::path(console, &directory, &model),
+        Command::Export { model, directory: target, hard_link } => {
+            models::export(console, &directory, &model, &target, hard_link)
+        }
+        Command::Rm { models: names } => models::rm(console, &directory, &names),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);
+            console.data(&String::from_utf8_lossy(&script));
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn store_directory(common: &Common) -> Result<PathBuf, Failure> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let default =
+        || Some(absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?.join("larder"));
+    let none =
+        || Failure::new(Exit::Usage, "neither --store, LARDER_STORE, XDG_CACHE_HOME nor HOME says where the store is");
+    common.store.clone().or_else(default).ok_or_else(none)
+}
+
+/// Runs a command that needs the network; the first Ctrl-C or SIGTERM ends it cleanly, the
+/// second at once.
+fn with_runtime(command: impl AsyncFnOnce(&Cancel) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(1, ASYNC_THREADS_MAX))
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Defect, format!("cannot start the runtime: {e}")))?;
+    let exit = runtime.block_on(async {
+        let cancel = Cancel::default();
+        let listening = tokio::spawn(listen(cancel.clone()));
+        let exit = command(&cancel).await;
+        listening.abort();
+        exit
+    });
+    // Whatever still waits for the disk is background work that may be cut off anywhere.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn listen(cancel: Cancel) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    for asked_before in [false, true] {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if asked_before {
+            std::process::exit(i32::from(Exit::Interrupted as u8));
+        }
+        cancel.cancel();
+    }
+}
+
+fn start_log(common: &Common) {
+    use tracing_subscriber::EnvFilter;
+    let level = match common.verbose {
+        0 => "larder=warn",
+        1 => "larder=info,warn",
+        _ => "larder=trace,info",
+    };
+    let filter = EnvFilter::try_from_env("LARDER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(color)
+        .with_target(false)
+        .init();
+}

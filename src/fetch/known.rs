@@ -1,0 +1,97 @@
+//! Which files of a listing need no transfer, and why.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+
+use super::Error;
+use super::worker::Wire;
+use crate::domain::{Checksum, Claims, Digest, Object, Source};
+use crate::store::{ObjectId, Store};
+
+/// A file whose bytes are here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Have {
+    /// Its content.
+    pub digest: Digest,
+    /// The origin's checksum that was compared, now or when the bytes came.
+    pub checked: Option<Checksum>,
+    /// The proof, where the bytes came from another object.
+    pub equal_by: Option<&'static str>,
+}
+
+/// A file of the listing with all that is known of it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The object, with the claims that were asked for.
+    pub object: Object,
+    /// Its key in the catalog.
+    pub id: ObjectId,
+    /// Its bytes, if they are here.
+    pub have: Option<Have>,
+}
+
+/// Requests for checksums in flight at once.
+const CLAIMS_AT_ONCE: usize = 16;
+
+/// Looks every object up: by (URI, version, size) first, then by the origin's checksums.
+pub async fn look_up(
+    wire: &Wire,
+    store: &Arc<Store>,
+    source: &Source,
+    objects: Vec<Object>,
+) -> Result<Vec<Wanted>, Error> {
+    let origin = wire.remote.origin();
+    let found = futures::stream::iter(objects)
+        .map(|object| {
+            let id = ObjectId {
+                origin: origin.clone(),
+                uri: source.object_uri(&object.key),
+                version: object.version.clone(),
+                size: object.size,
+            };
+            look_up_one(wire, store, id, object)
+        })
+        .buffered(CLAIMS_AT_ONCE);
+    wire.cancel.guard(found.collect::<Vec<Wanted>>()).await
+}
+
+async fn look_up_one(wire: &Wire, store: &Store, id: ObjectId, mut object: Object) -> Wanted {
+    if let Some(known) = store.known(&id) {
+        let have = Have { digest: known.digest, checked: known.checked, equal_by: None };
+        return Wanted { object, id, have: Some(have) };
+    }
+    if object.size > 0 && store.has_size(object.size) {
+        ask_claims(wire, &mut object).await;
+        if let Some((digest, proof)) = store.equal(&id.origin, &object) {
+            let have = Have { digest, checked: object.claims.to_check(), equal_by: Some(proof) };
+            return Wanted { object, id, have: Some(have) };
+        }
+    }
+    Wanted { object, id, have: None }
+}
+
+/// Asks the origin for checksums it did not list. Checksums are a help, not a need: a failure
+/// here leaves the object without claims, and the transfer itself meets whatever is wrong.
+pub async fn ask_claims(wire: &Wire, object: &mut Object) {
+    if !object.more_claims {
+        return;
+    }
+    match wire.remote.claims(object).await {
+        Ok(claims) => {
+            object.claims = claims;
+            object.more_claims = false;
+        }
+        Err(error) => tracing::debug!(%error, "the origin gives no checksums"),
+    }
+}
+
+/// Whether an MD5 that only looks like one was the mismatch: asks the origin once more, because
+/// objects encrypted by a key service have ETags of the same shape that are no MD5.
+pub async fn md5_stands(wire: &Wire, object: &Object) -> bool {
+    if !object.claims.md5_is_etag {
+        return true;
+    }
+    let asked: Result<Claims, _> = wire.remote.claims(object).await;
+    asked.map_or(true, |claims| claims.checksums.iter().any(|sum| object.claims.checksums.contains(sum)))
+}

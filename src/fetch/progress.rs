@@ -1,0 +1,82 @@
+//! What a pull has done so far, for anybody who wants to look.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One file in flight.
+#[derive(Debug)]
+pub struct FileProgress {
+    /// Path inside the model.
+    pub path: String,
+    /// Bytes in all.
+    pub size: u64,
+    done: AtomicU64,
+}
+
+impl FileProgress {
+    /// Bytes that are here.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done.load(Relaxed).min(self.size)
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// Counters of one pull. All monotonic but for restarts of a file that changed at the origin.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of all files; 0 until the source is listed.
+    pub bytes_total: AtomicU64,
+    /// Bytes that were here before, by any of the ways in [`super::Outcome`].
+    pub bytes_here: AtomicU64,
+    /// Bytes that came over the network and are written.
+    pub bytes_moved: AtomicU64,
+    /// Files of the model.
+    pub files_total: AtomicU32,
+    /// Files complete.
+    pub files_done: AtomicU32,
+    /// Requests that were answered, well or badly.
+    pub requests: AtomicU32,
+    /// Requests that were tried again.
+    pub retries: AtomicU32,
+    /// Of those, because the origin asked to slow down.
+    pub throttled: AtomicU32,
+    /// Of those, because the answer stalled.
+    pub stalls: AtomicU32,
+    /// Files whose bytes did not match the origin's checksum and were fetched again.
+    pub mismatches: AtomicU32,
+    /// Requests allowed in flight now.
+    pub connections: AtomicU32,
+    active: Mutex<Vec<Arc<FileProgress>>>,
+}
+
+impl Progress {
+    /// The files in flight, oldest first.
+    #[must_use]
+    pub fn active(&self) -> Vec<Arc<FileProgress>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn begin(&self, path: &str, size: u64, done: u64) -> Arc<FileProgress> {
+        let file = Arc::new(FileProgress { path: path.to_owned(), size, done: AtomicU64::new(done) });
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&file));
+        file
+    }
+
+    pub(super) fn end(&self, file: &Arc<FileProgress>) {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, file));
+    }
+
+    pub(super) fn moved(&self, bytes: u64) {
+        self.bytes_moved.fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes of the model that are here now.
+    #[must_use]
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_here.load(Relaxed) + self.bytes_moved.load(Relaxed)
+    }
+}

@@ -1,0 +1,224 @@
+//! One pull, from a source's name to a published model.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::cancel::Cancel;
+use super::known::{self, Wanted};
+use super::progress::Progress;
+use super::retry::Patience;
+use super::selection::Selection;
+use super::transfer::{INDEX_LEN_MAX, Tools, Transfer};
+use super::worker::Wire;
+use crate::domain::{Digest, INDEX_FILE_NAMES, Manifest, ManifestEntry, ModelPath, Object, Source, load_order};
+use crate::remote::{self, Remote};
+use crate::store::{self, SourceFile, SourceRecord, Store};
+
+/// How often a source is listed anew because objects changed under the pull.
+const LISTINGS_MAX: u32 = 4;
+
+/// What to pull, and where to.
+#[derive(Debug)]
+pub struct Pull {
+    /// The store that keeps it.
+    pub store: Arc<Store>,
+    /// The source's origin.
+    pub remote: Arc<dyn Remote>,
+    /// The source.
+    pub source: Source,
+    /// Which of its files.
+    pub selection: Selection,
+    /// Counters, for whoever looks.
+    pub progress: Arc<Progress>,
+    /// Ends the pull.
+    pub cancel: Cancel,
+}
+
+/// What a pull did.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The model.
+    pub manifest: Digest,
+    /// Its directory of ordinary files.
+    pub tree: PathBuf,
+    /// Number of files.
+    pub files: usize,
+    /// Bytes of all files.
+    pub bytes_total: u64,
+    /// Bytes that crossed the network.
+    pub bytes_moved: u64,
+    /// Files that were here under this URI and version, or under another proven equal, by proof.
+    pub equal_by: BTreeMap<&'static str, usize>,
+    /// Files by the origin's checksum they were compared with; `BLAKE3 only` where it has none.
+    pub verified: BTreeMap<&'static str, usize>,
+    /// Directory markers that the listing had and that are no files.
+    pub markers: u64,
+    /// Wall time.
+    pub elapsed: Duration,
+}
+
+impl Pull {
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// Every [`Error`]; what arrived before stays and the next pull goes on from there.
+    pub async fn run(&self) -> Result<Outcome, Error> {
+        let started = Instant::now();
+        let stop = Cancel::default();
+        let wire = Arc::new(Wire::new(Arc::clone(&self.remote), Arc::clone(&self.progress), stop.clone()));
+        let tools = Tools::new(wire, Arc::clone(&self.store));
+        let work = self.resolve_and_transfer(&tools);
+        // The user's switch ends our own: tasks then flush what they hold and stop.
+        let (files, markers) = tokio::select! {
+            biased;
+            result = async { tokio::pin!(work); tokio::select! {
+                biased;
+                _ = self.cancel.guard(std::future::pending::<()>()) => { stop.cancel(); work.await }
+                result = &mut work => result,
+            } } => result?,
+        };
+        self.publish(files, markers, started).await
+    }
+
+    async fn resolve_and_transfer(&self, tools: &Tools) -> Result<(Vec<Wanted>, u64), Error> {
+        let mut changed = String::new();
+        for _ in 0..LISTINGS_MAX {
+            let listing = self.list(&tools.wire).await?;
+            let mut files = known::look_up(&tools.wire, &self.store, &self.source, listing.objects).await?;
+            self.announce(&files)?;
+            self.reserve(&files)?;
+            self.count(&files);
+            let moved_on = Transfer::new(tools.clone(), &mut files).run().await?;
+            match moved_on.first() {
+                None => return Ok((files, listing.markers)),
+                Some(&at) => changed = files[at].id.uri.clone(),
+            }
+            tracing::warn!(uri = %changed, "the object changed at the origin: listing the source again");
+        }
+        Err(Error::KeepsChanging { uri: changed, times: LISTINGS_MAX })
+    }
+
+    async fn list(&self, wire: &Wire) -> Result<remote::Listing, Error> {
+        let mut patience = Patience::new(u64::from(std::process::id()));
+        let mut listing = loop {
+            match wire.cancel.guard(self.remote.list()).await? {
+                Ok(listing) => break listing,
+                Err(error) => {
+                    tracing::debug!(%error, "listing failed");
+                    let pause = patience.after(error, Instant::now())?;
+                    self.progress.retries.fetch_add(1, Relaxed);
+                    wire.cancel.sleep(pause).await?;
+                }
+            }
+        };
+        let listed = listing.objects.len();
+        listing.objects.retain(|object: &Object| self.selection.takes(&object.path));
+        if listing.objects.is_empty() {
+            return Err(Error::NothingSelected { source_uri: self.source.to_string(), listed });
+        }
+        Ok(listing)
+    }
+
+    fn record(&self, files: &[Wanted]) -> SourceRecord {
+        let mut record = SourceRecord::new(
+            self.source.to_string(),
+            self.remote.origin(),
+            self.selection.include().to_vec(),
+            self.selection.exclude().to_vec(),
+        );
+        record.files = files
+            .iter()
+            .map(|file| SourceFile {
+                path: file.object.path.clone(),
+                uri: file.id.uri.clone(),
+                version: file.object.version.clone(),
+                size: file.object.size,
+                digest: file.have.as_ref().map(|have| have.digest),
+                checked: file.have.as_ref().and_then(|have| have.checked),
+            })
+            .collect();
+        record
+    }
+
+    fn announce(&self, files: &[Wanted]) -> Result<(), Error> {
+        Ok(self.store.announce(&self.record(files))?)
+    }
+
+    /// Refuses before the first byte when the model cannot fit.
+    fn reserve(&self, files: &[Wanted]) -> Result<(), Error> {
+        let missing = files.iter().filter(|file| file.have.is_none());
+        let needed: u64 = missing.map(|file| self.store.room_needed(&file.id)).fold(0, u64::saturating_add);
+        let free = self.store.available()?;
+        if needed > free {
+            let path = self.store.view().directory().to_owned();
+            return Err(store::Error::Full { path, needed, free }.into());
+        }
+        Ok(())
+    }
+
+    fn count(&self, files: &[Wanted]) {
+        let sum = |here: bool| {
+            files.iter().filter(|f| !here || f.have.is_some()).map(|f| f.object.size).fold(0, u64::saturating_add)
+        };
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        self.progress.files_total.store(number(files.len()), Relaxed);
+        self.progress.files_done.store(number(files.iter().filter(|f| f.have.is_some()).count()), Relaxed);
+        self.progress.bytes_here.store(sum(true), Relaxed);
+        // Bytes moved for files that changed meanwhile count as traffic, not as the model's.
+        self.progress.bytes_total.store(sum(false).max(self.progress.bytes_done()), Relaxed);
+    }
+
+    async fn publish(&self, files: Vec<Wanted>, markers: u64, started: Instant) -> Result<Outcome, Error> {
+        let files = self.in_load_order(files);
+        let record = self.record(&files);
+        let mut outcome = Outcome {
+            manifest: Digest::of(b""),
+            tree: PathBuf::new(),
+            files: files.len(),
+            bytes_total: record.size(),
+            bytes_moved: self.progress.bytes_moved.load(Relaxed),
+            equal_by: BTreeMap::new(),
+            verified: BTreeMap::new(),
+            markers,
+            elapsed: Duration::ZERO,
+        };
+        let mut entries = Vec::with_capacity(files.len());
+        for file in files {
+            let have = file
+                .have
+                .ok_or_else(|| Error::Defect(format!("`{}` has no digest at the end of its pull", file.id.uri)))?;
+            let by = have.checked.map_or("BLAKE3 only", |checked| checked.algorithm());
+            *outcome.verified.entry(by).or_default() += 1;
+            if let Some(proof) = have.equal_by {
+                *outcome.equal_by.entry(proof).or_default() += 1;
+                self.store.learn(store::Known { id: file.id, digest: have.digest, checked: have.checked })?;
+            }
+            entries.push(ManifestEntry { path: file.object.path, size: file.object.size, digest: have.digest });
+        }
+        let manifest =
+            Manifest::new(entries).map_err(|source| remote::Error::BadKey { uri: self.source.to_string(), source })?;
+        let store = Arc::clone(&self.store);
+        let digest = tokio::task::spawn_blocking(move || store.publish(record, &manifest))
+            .await
+            .map_err(|panic| Error::Defect(panic.to_string()))??;
+        outcome.manifest = digest;
+        outcome.tree = self.store.view().tree(&digest);
+        outcome.elapsed = started.elapsed();
+        Ok(outcome)
+    }
+
+    fn in_load_order(&self, files: Vec<Wanted>) -> Vec<Wanted> {
+        let index = INDEX_FILE_NAMES.iter().find_map(|name| {
+            let file = files.iter().find(|file| file.object.path.as_str() == *name)?;
+            self.store.view().read_small_blob(&file.have.as_ref()?.digest, INDEX_LEN_MAX)
+        });
+        let paths: Vec<&ModelPath> = files.iter().map(|file| &file.object.path).collect();
+        let order = load_order(&paths, index.as_deref());
+        let mut files: Vec<Option<Wanted>> = files.into_iter().map(Some).collect();
+        order.into_iter().filter_map(|at| files.get_mut(at)?.take()).collect()
+    }
+}

@@ -1,0 +1,389 @@
+//! Moves the missing files of one listing: the coordinator of all connections.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::Error;
+use super::check::Check;
+use super::concurrency::{Concurrency, Sample};
+use super::known::{self, Have, Wanted};
+use super::queue::{FileIndex, Queue, Work};
+use super::sink::{FileSink, PartSink};
+use super::worker::Wire;
+use crate::domain::{Checksum, ChunkIndex, Grid, INDEX_FILE_NAMES, ModelPath, Object, load_order};
+use crate::remote;
+use crate::store::{ObjectId, Store, WriteBack, dirty_budget};
+
+/// Files up to one chunk are fetched whole, in memory, and never have a partial.
+const SMALL_LEN_MAX: u64 = 1 << 20;
+/// Full transfers of one file before its checksum is believed to be wrong for good.
+const TRANSFERS_MAX: u32 = 3;
+/// How often goodput is measured.
+const TICK: Duration = Duration::from_millis(250);
+/// What one small file counts for in goodput: there the request is the work, not the bytes.
+const SMALL_FILE_WORTH: f64 = 256.0 * 1024.0;
+/// An index of shards larger than this is not read for its order.
+pub const INDEX_LEN_MAX: u64 = 64 << 20;
+
+/// What the tasks need; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    pub wire: Arc<Wire>,
+    pub store: Arc<Store>,
+    pub write_back: Arc<WriteBack>,
+}
+
+impl Tools {
+    pub fn new(wire: Arc<Wire>, store: Arc<Store>) -> Self {
+        Self { wire, store, write_back: Arc::new(WriteBack::new(dirty_budget())) }
+    }
+}
+
+/// How a file's bytes compare with the origin's checksum.
+enum Verdict {
+    /// Sealed.
+    Right(Have),
+    /// Not what the origin says: `got` instead.
+    Wrong { object: Object, expected: Checksum, got: Checksum },
+}
+
+/// What a task reports when it ends.
+enum Done {
+    Small(FileIndex, Result<Verdict, Error>),
+    Opened(FileIndex, Result<Opened, Error>),
+    Part(FileIndex, Result<Option<Verdict>, Error>),
+}
+
+enum Opened {
+    /// The checksums that came with opening prove it equal to a blob that is here.
+    Equal(Have),
+    /// Every chunk was there already.
+    Complete(Verdict),
+    /// Chunks are missing.
+    Filling(Arc<FileSink>, Object),
+}
+
+/// One transfer of a listing's missing files.
+pub struct Transfer<'a> {
+    tools: Tools,
+    files: &'a mut Vec<Wanted>,
+    sinks: Vec<Option<Arc<FileSink>>>,
+    transfers: Vec<u32>,
+    changed: Vec<FileIndex>,
+    queue: Queue,
+    tasks: JoinSet<Done>,
+    failure: Option<Error>,
+    seed: u64,
+}
+
+impl<'a> Transfer<'a> {
+    pub fn new(tools: Tools, files: &'a mut Vec<Wanted>) -> Self {
+        let mut queue = Queue::default();
+        for (at, file) in files.iter().enumerate().filter(|(_, file)| file.have.is_none()) {
+            if file.object.size <= SMALL_LEN_MAX { queue.add_small(at) } else { queue.add_large(at, file.object.size) }
+        }
+        let (sinks, transfers) = (files.iter().map(|_| None).collect(), vec![0; files.len()]);
+        let seed = u64::from(std::process::id());
+        Self { tools, files, sinks, transfers, changed: Vec::new(), queue, tasks: JoinSet::new(), failure: None, seed }
+    }
+
+    /// Runs to the end. Positions of files that changed at the origin meanwhile come back; all
+    /// others have their digest then.
+    pub async fn run(mut self) -> Result<Vec<FileIndex>, Error> {
+        self.reorder(None);
+        let progress = Arc::clone(&self.tools.wire.progress);
+        let mut concurrency = Concurrency::default();
+        let mut meter = Meter::new(&self.tools.wire);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            progress.connections.store(concurrency.limit(), Relaxed);
+            let starved = self.start(concurrency.limit());
+            if self.tasks.is_empty() {
+                break;
+            }
+            tokio::select! {
+                done = self.tasks.join_next() => match done {
+                    Some(Ok(done)) => self.settle(done).await,
+                    Some(Err(panic)) => self.fail(Error::Defect(panic.to_string())),
+                    None => break,
+                },
+                _ = tick.tick() => concurrency.learn(meter.sample(&self.tools.wire, !starved)),
+            }
+        }
+        match self.failure {
+            Some(error) => Err(error),
+            None => Ok(self.changed),
+        }
+    }
+
+    /// Starts work up to the limit; true when there was not enough of it.
+    fn start(&mut self, limit: u32) -> bool {
+        while self.failure.is_none() && self.tasks.len() < limit as usize {
+            let Some(work) = self.queue.next(limit) else { return true };
+            self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let (tools, seed) = (self.tools.clone(), self.seed);
+            match work {
+                Work::Small(at) => {
+                    let (object, id) = (self.files[at].object.clone(), self.files[at].id.clone());
+                    self.tasks.spawn(async move { Done::Small(at, small(tools, object, id, seed).await) });
+                }
+                Work::Open(at) => {
+                    let (object, id) = (self.files[at].object.clone(), self.files[at].id.clone());
+                    self.tasks.spawn(async move { Done::Opened(at, open(tools, object, id).await) });
+                }
+                Work::Part(at, chunks) => {
+                    let Some(sink) = self.sinks[at].clone() else { continue };
+                    let object = self.files[at].object.clone();
+                    self.tasks.spawn(async move { Done::Part(at, part(tools, object, sink, chunks, seed).await) });
+                }
+            }
+        }
+        false
+    }
+
+    async fn settle(&mut self, done: Done) {
+        match done {
+            Done::Small(at, result) => {
+                self.queue.small_done();
+                match result {
+                    Ok(verdict) => self.judge(at, verdict).await,
+                    Err(error) => self.lose(at, error),
+                }
+            }
+            Done::Opened(at, Ok(opened)) => {
+                let grid = Grid::of_size(self.files[at].object.size);
+                match opened {
+                    Opened::Equal(have) => {
+                        self.queue.opened(at, grid, std::iter::empty());
+                        self.tools.wire.progress.bytes_here.fetch_add(grid.size(), Relaxed);
+                        self.finish(at, have);
+                    }
+                    Opened::Complete(verdict) => {
+                        self.queue.opened(at, grid, std::iter::empty());
+                        self.judge(at, verdict).await;
+                    }
+                    Opened::Filling(sink, object) => {
+                        self.files[at].object = object;
+                        self.queue.opened(at, grid, sink.partial.present().missing_runs());
+                        self.sinks[at] = Some(sink);
+                    }
+                }
+            }
+            Done::Opened(at, Err(error)) => {
+                self.queue.opened(at, Grid::of_size(self.files[at].object.size), std::iter::empty());
+                self.lose(at, error);
+            }
+            Done::Part(_, Ok(None)) => {}
+            Done::Part(at, Ok(Some(verdict))) => self.judge(at, verdict).await,
+            Done::Part(at, Err(error)) => self.lose(at, error),
+        }
+    }
+
+    async fn judge(&mut self, at: FileIndex, verdict: Verdict) {
+        match verdict {
+            Verdict::Right(have) => self.finish(at, have),
+            Verdict::Wrong { object, expected, got } => self.again(at, object, expected, got).await,
+        }
+    }
+
+    /// A file whose bytes are wrong is fetched again, a bounded number of times.
+    async fn again(&mut self, at: FileIndex, object: Object, expected: Checksum, got: Checksum) {
+        let progress = Arc::clone(&self.tools.wire.progress);
+        progress.mismatches.fetch_add(1, Relaxed);
+        self.transfers[at] += 1;
+        self.close(at);
+        let is_md5 = matches!(expected, Checksum::Md5(_));
+        if is_md5 && !known::md5_stands(&self.tools.wire, &object).await {
+            // No MD5 after all: the next transfer is checked by our own digest alone.
+            self.files[at].object.claims.checksums.retain(|sum| *sum != expected);
+        } else if self.transfers[at] >= TRANSFERS_MAX {
+            let uri = self.files[at].id.uri.clone();
+            let attempts = self.transfers[at];
+            return self.fail(Error::Integrity { uri, expected: expected.to_string(), got: got.value(), attempts });
+        }
+        let size = self.files[at].object.size;
+        tracing::warn!(uri = %self.files[at].id.uri, %expected, got = %got.value(), "the bytes do not match the origin's checksum: fetching again");
+        progress.bytes_here.fetch_sub(size.min(progress.bytes_here.load(Relaxed)), Relaxed);
+        if size <= SMALL_LEN_MAX { self.queue.add_small(at) } else { self.queue.add_large(at, size) }
+    }
+
+    fn finish(&mut self, at: FileIndex, have: Have) {
+        self.close(at);
+        self.tools.wire.progress.files_done.fetch_add(1, Relaxed);
+        let is_index = INDEX_FILE_NAMES.contains(&self.files[at].object.path.as_str());
+        let index = is_index.then(|| self.tools.store.view().read_small_blob(&have.digest, INDEX_LEN_MAX)).flatten();
+        self.files[at].have = Some(have);
+        if index.is_some() {
+            self.reorder(index.as_deref());
+        }
+    }
+
+    fn close(&mut self, at: FileIndex) {
+        if let Some(sink) = self.sinks[at].take() {
+            self.tools.write_back.forget(&sink.partial);
+            self.tools.wire.progress.end(&sink.progress);
+        }
+    }
+
+    /// A file that cannot be had: changed at the origin, which a new listing mends, or lost.
+    fn lose(&mut self, at: FileIndex, error: Error) {
+        let changed = matches!(error, Error::Remote(remote::Error::Changed { .. } | remote::Error::NotFound { .. }));
+        if !changed {
+            return self.fail(error);
+        }
+        self.queue.drop_file(at);
+        self.close(at);
+        if !self.changed.contains(&at) {
+            self.changed.push(at);
+        }
+    }
+
+    /// The first failure ends everything else; what has arrived is kept by the tasks themselves.
+    fn fail(&mut self, error: Error) {
+        if self.failure.is_none() {
+            self.failure = Some(error);
+            self.tools.wire.cancel.cancel();
+        }
+    }
+
+    fn reorder(&mut self, index: Option<&[u8]>) {
+        let paths: Vec<&ModelPath> = self.files.iter().map(|file| &file.object.path).collect();
+        let mut ranks = vec![0; paths.len()];
+        for (rank, at) in load_order(&paths, index).into_iter().enumerate() {
+            ranks[at] = rank;
+        }
+        // The index itself goes first: it says in which order the rest is wanted.
+        let first = |at: FileIndex| usize::from(!INDEX_FILE_NAMES.contains(&self.files[at].object.path.as_str()));
+        self.queue.reorder(|at| first(at) * (ranks[at] + 1));
+    }
+}
+
+/// Turns the counters of a pull into rates.
+struct Meter {
+    at: Instant,
+    moved: u64,
+    files: u32,
+    throttled: u32,
+    requests: u32,
+}
+
+impl Meter {
+    fn new(wire: &Wire) -> Self {
+        let progress = &wire.progress;
+        Self {
+            at: Instant::now(),
+            moved: progress.bytes_moved.load(Relaxed),
+            files: progress.files_done.load(Relaxed),
+            throttled: progress.throttled.load(Relaxed),
+            requests: progress.requests.load(Relaxed),
+        }
+    }
+
+    fn sample(&mut self, wire: &Wire, saturated: bool) -> Sample {
+        let now = Self::new(wire);
+        let seconds = now.at.duration_since(self.at).as_secs_f64().max(1e-3);
+        #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
+        let bytes = (now.moved - self.moved) as f64;
+        let files = f64::from(now.files.saturating_sub(self.files));
+        let sample = Sample {
+            goodput: (bytes + files * SMALL_FILE_WORTH) / seconds,
+            saturated: saturated && seconds > 0.1,
+            throttled: now.throttled - self.throttled,
+            requests: now.requests - self.requests,
+        };
+        *self = now;
+        sample
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| Error::Defect(panic.to_string()))?
+}
+
+async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Result<Verdict, Error> {
+    known::ask_claims(&tools.wire, &mut object).await;
+    let slices = tools.wire.small(&object, seed).await?;
+    let store = Arc::clone(&tools.store);
+    let verdict = blocking(move || {
+        let check = Check::new(object.claims.to_check());
+        match (check.claim(), check.of_slices(&slices)) {
+            (Some(expected), Some(got)) if got != expected => Ok(Verdict::Wrong { object, expected, got }),
+            (checked, _) => {
+                let digest = store.seal_bytes(id, &slices, checked)?;
+                Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
+            }
+        }
+    })
+    .await?;
+    if let Verdict::Right(_) = verdict {
+        // Counted when it is kept: a small file is never shown half-way.
+        tools.wire.progress.bytes_moved.fetch_add(tools.size_of(&verdict), Relaxed);
+    }
+    Ok(verdict)
+}
+
+impl Tools {
+    fn size_of(&self, verdict: &Verdict) -> u64 {
+        match verdict {
+            Verdict::Right(have) => self.store.view().blob_len(&have.digest),
+            Verdict::Wrong { object, .. } => object.size,
+        }
+    }
+}
+
+async fn open(tools: Tools, mut object: Object, id: ObjectId) -> Result<Opened, Error> {
+    known::ask_claims(&tools.wire, &mut object).await;
+    blocking(move || {
+        let checked = object.claims.to_check();
+        if let Some((digest, proof)) = tools.store.equal(&id.origin, &object) {
+            return Ok(Opened::Equal(Have { digest, checked, equal_by: Some(proof) }));
+        }
+        let partial = Arc::new(tools.store.partial(id)?);
+        let resumed = partial.bytes_resumed();
+        tools.wire.progress.bytes_here.fetch_add(resumed, Relaxed);
+        let progress = tools.wire.progress.begin(object.path.as_str(), object.size, resumed);
+        let sink = Arc::new(FileSink { partial, check: Check::new(checked), progress });
+        if sink.partial.present().is_complete() {
+            tools.wire.progress.end(&sink.progress);
+            return Ok(Opened::Complete(conclude(&tools, &sink, object)?));
+        }
+        Ok(Opened::Filling(sink, object))
+    })
+    .await
+}
+
+async fn part(
+    tools: Tools,
+    object: Object,
+    file: Arc<FileSink>,
+    chunks: std::ops::Range<u32>,
+    seed: u64,
+) -> Result<Option<Verdict>, Error> {
+    let end = file.partial.grid().byte_range(chunks.clone()).end;
+    let sink = PartSink::new(
+        Arc::clone(&file),
+        Arc::clone(&tools.write_back),
+        Arc::clone(&tools.wire.progress),
+        ChunkIndex(chunks.start),
+    );
+    if !tools.wire.part(&object, sink, end, seed).await? {
+        return Ok(None);
+    }
+    blocking(move || conclude(&tools, &file, object).map(Some)).await
+}
+
+/// Every chunk is there: compare with the origin, then seal or discard.
+fn conclude(tools: &Tools, file: &FileSink, object: Object) -> Result<Verdict, Error> {
+    let checked = file.check.claim();
+    if let (Some(expected), Some(got)) = (checked, file.check.of_partial(&file.partial)?)
+        && got != expected
+    {
+        file.partial.discard()?;
+        return Ok(Verdict::Wrong { object, expected, got });
+    }
+    let digest = tools.store.seal(&file.partial, checked)?;
+    Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
+}

@@ -1,0 +1,179 @@
+//! A directory this machine can read: NFS, a mounted bucket, somebody's Hugging Face cache.
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "here the file system is the remote side")]
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::objects::OBJECT_COUNT_MAX;
+use super::{Body, Error, Listing, Remote};
+use crate::domain::{Claims, ModelPath, Object, Source, Version, check_paths};
+
+const READ_LEN: u64 = 512 << 10;
+/// Directories nest no deeper than this: a loop of links must end.
+const DEPTH_MAX: usize = 64;
+
+/// A directory or one file.
+#[derive(Debug)]
+pub(super) struct Files {
+    source: Source,
+    root: PathBuf,
+}
+
+impl Files {
+    pub(super) fn open(source: &Source) -> Self {
+        Self { source: source.clone(), root: Path::new("/").join(source.path()) }
+    }
+
+    fn walk(&self) -> Result<Listing, Error> {
+        let metadata = std::fs::metadata(&self.root).map_err(|e| error(&self.root, &e))?;
+        let mut listing = Listing::default();
+        if metadata.is_file() {
+            let name = self.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            listing.objects.push(self.object(&self.root, &name, &metadata)?);
+            return Ok(listing);
+        }
+        self.directory(&self.root, "", 0, &mut listing)?;
+        if listing.objects.is_empty() {
+            return Err(Error::NotFound { uri: self.source.to_string(), detail: "the directory holds no file".into() });
+        }
+        check_paths(listing.objects.iter().map(|object| &object.path))
+            .map_err(|source| Error::BadKey { uri: self.source.to_string(), source })?;
+        Ok(listing)
+    }
+
+    /// Links to files are followed (Hugging Face caches are made of them), links to directories
+    /// are not: they could lead out of the tree or in circles.
+    fn directory(&self, directory: &Path, prefix: &str, depth: usize, listing: &mut Listing) -> Result<(), Error> {
+        let too_much = |detail: &str| Error::Settings { uri: self.source.to_string(), detail: detail.to_owned() };
+        if depth > DEPTH_MAX {
+            return Err(too_much("directories are nested too deeply"));
+        }
+        let entries: Result<Vec<_>, io::Error> =
+            std::fs::read_dir(directory).map_err(|e| error(directory, &e))?.collect();
+        let mut entries = entries.map_err(|e| error(directory, &e))?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            let Ok(name) = entry.file_name().into_string() else {
+                return Err(too_much("a file name is not UTF-8"));
+            };
+            let relative = format!("{prefix}{name}");
+            let kind = entry.file_type().map_err(|e| error(&path, &e))?;
+            if kind.is_dir() {
+                self.directory(&path, &format!("{relative}/"), depth + 1, listing)?;
+                continue;
+            }
+            let metadata = std::fs::metadata(&path).map_err(|e| error(&path, &e))?;
+            if metadata.is_file() {
+                listing.objects.push(self.object(&path, &relative, &metadata)?);
+            }
+            if listing.objects.len() > OBJECT_COUNT_MAX {
+                return Err(too_much("too many files for a model"));
+            }
+        }
+        Ok(())
+    }
+
+    fn object(&self, path: &Path, relative: &str, metadata: &Metadata) -> Result<Object, Error> {
+        let path_in_model =
+            ModelPath::new(relative).map_err(|source| Error::BadKey { uri: self.source.to_string(), source })?;
+        Ok(Object {
+            key: path.to_string_lossy().trim_start_matches('/').to_owned(),
+            path: path_in_model,
+            size: metadata.len(),
+            version: version(metadata),
+            claims: Claims::default(),
+            more_claims: false,
+        })
+    }
+}
+
+/// A file has no ETag; inode, change of content and size together do.
+fn version(metadata: &Metadata) -> Version {
+    Version::Etag(format!(
+        "\"{:x}-{:x}.{:x}-{:x}\"",
+        metadata.ino(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.len()
+    ))
+}
+
+fn error(path: &Path, error: &io::Error) -> Error {
+    let uri = format!("file://{}", path.display());
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::NotFound { uri, detail: "no such file or directory".into() },
+        io::ErrorKind::PermissionDenied => Error::Denied { uri, detail: "permission denied".into() },
+        _ => Error::Unavailable { uri, detail: error.to_string() },
+    }
+}
+
+#[async_trait]
+impl Remote for Files {
+    async fn list(&self) -> Result<Listing, Error> {
+        let files = Self { source: self.source.clone(), root: self.root.clone() };
+        let uri = self.source.to_string();
+        let listing = tokio::task::spawn_blocking(move || files.walk()).await;
+        listing.map_err(|e| Error::Unavailable { uri, detail: e.to_string() })?
+    }
+
+    async fn claims(&self, object: &Object) -> Result<Claims, Error> {
+        Ok(object.claims.clone())
+    }
+
+    async fn get(&self, object: &Object, range: Range<u64>) -> Result<Body, Error> {
+        let path = Path::new("/").join(&object.key);
+        let wanted = object.version.clone();
+        let first = Reading { file: None, path, wanted, at: range.start, end: range.end };
+        Ok(Box::pin(futures::stream::unfold(Some(first), |reading| async move {
+            let mut reading = reading.filter(|reading| reading.at < reading.end)?;
+            let path = reading.path.clone();
+            let read = tokio::task::spawn_blocking(move || reading.next().map(|slice| (slice, reading))).await;
+            match read {
+                Ok(Ok((slice, reading))) => Some((Ok(slice), Some(reading))),
+                Ok(Err(error)) => Some((Err(error), None)),
+                Err(panic) => Some((Err(error(&path, &io::Error::other(panic))), None)),
+            }
+        })))
+    }
+
+    fn origin(&self) -> String {
+        "file".to_owned()
+    }
+}
+
+struct Reading {
+    file: Option<File>,
+    path: PathBuf,
+    wanted: Version,
+    at: u64,
+    end: u64,
+}
+
+impl Reading {
+    /// The next slice. The version is looked at after the read: bytes read before a change that
+    /// is visible now are not handed on.
+    fn next(&mut self) -> Result<Bytes, Error> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => File::open(&self.path).map_err(|e| error(&self.path, &e))?,
+        };
+        let len = usize::try_from((self.end - self.at).min(READ_LEN)).unwrap_or(0);
+        let mut buffer = vec![0; len];
+        let read = file.read_exact_at(&mut buffer, self.at);
+        let now = file.metadata().map_err(|e| error(&self.path, &e))?;
+        if version(&now) != self.wanted {
+            return Err(Error::Changed { uri: format!("file://{}", self.path.display()) });
+        }
+        read.map_err(|e| error(&self.path, &e))?;
+        self.at += len as u64;
+        self.file = Some(file);
+        Ok(buffer.into())
+    }
+}

@@ -1,0 +1,297 @@
+//! S3 and everything that speaks it: object_store moves the bytes, the AWS SDK does the rest
+//! (settings, credential chain, listings with checksum names, stored checksums).
+
+mod credentials;
+mod sdk;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::BehaviorVersion;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{IdentityCache, Region};
+use aws_sdk_s3::types::{ChecksumMode, RequestPayer, ServerSideEncryption};
+use futures::StreamExt as _;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::{GetOptions, GetRange, ObjectStore as _};
+
+use self::credentials::Chain;
+use super::objects::{self, Entry, OBJECT_COUNT_MAX};
+use super::transport::{self, Connector, Refused};
+use super::{Body, Error, Listing, Options, Remote};
+use crate::domain::{Checksum, Claims, Object, Source, Version};
+
+/// Where the SDK finds no region at all, as the AWS CLI assumes for S3-compatible endpoints.
+const REGION_DEFAULT: &str = "us-east-1";
+/// Asking for stored checksums costs a request: worth it for files of at least this many bytes.
+const CLAIMS_SIZE_MIN: u64 = 8 << 20;
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One S3 source.
+#[derive(Debug)]
+pub(super) struct S3 {
+    source: Source,
+    bytes: AmazonS3,
+    api: aws_sdk_s3::Client,
+    origin: String,
+    requester_pays: bool,
+}
+
+impl S3 {
+    /// Reads the settings users have and prepares both clients. Makes no request to the bucket.
+    pub(super) async fn open(source: &Source, options: &Options) -> Result<Self, Error> {
+        let http = transport::client()?;
+        let settings = settings(&http, options).await;
+        let endpoint = endpoint(&settings, options);
+        let region = settings.region().map_or_else(|| REGION_DEFAULT.to_owned(), ToString::to_string);
+        let path_style = path_style(endpoint.as_deref(), source.authority());
+        let bad = |detail: String| Error::Settings { uri: source.to_string(), detail };
+        if let Some(endpoint) = &endpoint
+            && url::Url::parse(endpoint)
+                .map_or(true, |url| !matches!(url.scheme(), "http" | "https") || !url.has_host())
+        {
+            return Err(bad(format!("the endpoint `{endpoint}` is not a URL: want http://host:port or https://host")));
+        }
+
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(source.authority())
+            .with_region(&region)
+            .with_virtual_hosted_style_request(!path_style)
+            .with_request_payer(options.requester_pays)
+            .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() })
+            .with_http_connector(Connector(http.clone()));
+        let mut config = aws_sdk_s3::config::Builder::from(&settings)
+            .region(Region::new(region.clone()))
+            .force_path_style(path_style)
+            .retry_config(RetryConfig::standard().with_max_attempts(3))
+            .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(OPERATION_TIMEOUT).build());
+        if let Some(endpoint) = &endpoint {
+            builder = builder
+                .with_endpoint(with_bucket(endpoint, source.authority(), path_style))
+                .with_allow_http(endpoint.starts_with("http://"));
+            config = config.endpoint_url(endpoint);
+        }
+        if options.anonymous {
+            builder = builder.with_skip_signature(true);
+            config = config.allow_no_auth();
+        } else if let Some(provider) = settings.credentials_provider() {
+            let chain = Chain::new(provider);
+            builder = builder.with_credentials(Arc::new(chain.clone()));
+            config = config.credentials_provider(chain).identity_cache(IdentityCache::no_cache());
+        }
+        let bytes = builder.build().map_err(|e| bad(transport::chain(&e)))?;
+        let host = endpoint.unwrap_or_else(|| "https://s3.amazonaws.com".to_owned());
+        Ok(Self {
+            source: source.clone(),
+            bytes,
+            api: aws_sdk_s3::Client::from_conf(config.build()),
+            origin: format!("s3 {}", host.trim_end_matches('/')),
+            requester_pays: options.requester_pays,
+        })
+    }
+
+    fn uri(&self, key: &str) -> String {
+        self.source.object_uri(key)
+    }
+
+    fn payer(&self) -> Option<RequestPayer> {
+        self.requester_pays.then_some(RequestPayer::Requester)
+    }
+}
+
+async fn settings(http: &reqwest::Client, options: &Options) -> aws_config::SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(sdk::SdkHttp(http.clone()));
+    if let Some(region) = &options.region {
+        loader = loader.region(Region::new(region.clone()));
+    } else if options.anonymous || options.endpoint.is_some() {
+        // The region chain ends at the instance's metadata, which takes seconds to say nothing.
+        loader = loader.region(Region::new(
+            std::env::var("AWS_REGION")
+                .or_else(|_| std::env::var("AWS_DEFAULT_REGION"))
+                .unwrap_or_else(|_| REGION_DEFAULT.into()),
+        ));
+    }
+    if options.anonymous {
+        loader = loader.no_credentials();
+    }
+    loader.load().await
+}
+
+/// `--endpoint`, then what AWS tools read: `AWS_ENDPOINT_URL_S3`, the profile's `services`
+/// section, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
+fn endpoint(settings: &aws_config::SdkConfig, options: &Options) -> Option<String> {
+    if let Some(endpoint) = &options.endpoint {
+        return Some(endpoint.clone());
+    }
+    let key = aws_types::service_config::ServiceConfigKey::builder()
+        .service_id("s3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .ok()?;
+    let own = settings.service_config().and_then(|config| config.load_config(key));
+    own.or_else(|| settings.endpoint_url().map(str::to_owned)).filter(|endpoint| !endpoint.is_empty())
+}
+
+/// Path style for other endpoints (most have no wildcard DNS) and for buckets with dots (their
+/// names match no wildcard certificate); `AWS_VIRTUAL_HOSTED_STYLE_REQUEST` decides otherwise.
+fn path_style(endpoint: Option<&str>, bucket: &str) -> bool {
+    match std::env::var("AWS_VIRTUAL_HOSTED_STYLE_REQUEST").as_deref() {
+        Ok("true" | "1") => false,
+        Ok("false" | "0") => true,
+        _ => endpoint.is_some() || bucket.contains('.'),
+    }
+}
+
+/// object_store wants the bucket inside a virtual-hosted endpoint.
+fn with_bucket(endpoint: &str, bucket: &str, path_style: bool) -> String {
+    let endpoint = endpoint.trim_end_matches('/');
+    match endpoint.split_once("://") {
+        Some((scheme, host)) if !path_style => format!("{scheme}://{bucket}.{host}"),
+        _ => endpoint.to_owned(),
+    }
+}
+
+#[async_trait]
+impl Remote for S3 {
+    async fn list(&self) -> Result<Listing, Error> {
+        let prefix = self.source.path();
+        let mut entries = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let request = self.api.list_objects_v2().bucket(self.source.authority()).prefix(prefix);
+            let request = request.set_continuation_token(token.clone()).set_request_payer(self.payer());
+            let page = request.send().await.map_err(|e| sdk::error(&self.source.to_string(), e))?;
+            entries.extend(page.contents().iter().filter_map(entry));
+            let bad = |detail: &str| Error::BadAnswer { uri: self.source.to_string(), detail: detail.to_owned() };
+            if entries.len() > OBJECT_COUNT_MAX {
+                let detail = format!("more than {OBJECT_COUNT_MAX} objects match: a model has fewer, check the prefix");
+                return Err(Error::Settings { uri: self.source.to_string(), detail });
+            }
+            if page.is_truncated() != Some(true) {
+                break;
+            }
+            let next = page.next_continuation_token().filter(|next| !next.is_empty()).map(str::to_owned);
+            let next = next.ok_or_else(|| bad("the listing goes on, but says not where"))?;
+            if token.as_ref() == Some(&next) || page.contents().is_empty() {
+                return Err(bad("the listing goes in circles"));
+            }
+            token = Some(next);
+        }
+        objects::listing(&self.source, entries)
+    }
+
+    async fn claims(&self, object: &Object) -> Result<Claims, Error> {
+        let etag = match &object.version {
+            Version::Etag(etag) => Some(etag.clone()),
+            _ => None,
+        };
+        let request = self.api.head_object().bucket(self.source.authority()).key(&object.key).set_if_match(etag);
+        let request = request.checksum_mode(ChecksumMode::Enabled).set_request_payer(self.payer());
+        let head = request.send().await.map_err(|e| sdk::error(&self.uri(&object.key), e))?;
+        let composite = head.checksum_type().is_some_and(|kind| kind.as_str() == "COMPOSITE");
+        // A checksum of part checksums has `-N` behind it and says nothing of the bytes alone.
+        let whole = |value: Option<&str>| value.filter(|value| !composite && !value.contains('-')).map(str::to_owned);
+        let mut checksums = Vec::new();
+        checksums.extend(whole(head.checksum_crc64_nvme()).and_then(|v| Checksum::crc64nvme_from_base64(&v)));
+        checksums.extend(whole(head.checksum_crc32_c()).and_then(|v| Checksum::crc32c_from_base64(&v)));
+        checksums.extend(whole(head.checksum_sha256()).and_then(|v| Checksum::sha256_from_base64(&v)));
+        // Encrypted by a key service or the customer's key, an ETag is no MD5.
+        let other_etag = head.sse_customer_algorithm().is_some()
+            || matches!(
+                head.server_side_encryption(),
+                Some(ServerSideEncryption::AwsKms | ServerSideEncryption::AwsKmsDsse)
+            );
+        if !other_etag {
+            checksums.extend(head.e_tag().and_then(Checksum::md5_from_etag));
+        }
+        Ok(Claims { checksums, md5_is_etag: true })
+    }
+
+    async fn get(&self, object: &Object, range: Range<u64>) -> Result<Body, Error> {
+        let uri = self.uri(&object.key);
+        let location = object_store::path::Path::parse(&object.key)
+            .map_err(|e| Error::BadAnswer { uri: uri.clone(), detail: transport::chain(&e) })?;
+        let if_match = match &object.version {
+            Version::Etag(etag) => Some(etag.clone()),
+            _ => None,
+        };
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range.clone())),
+            if_match: if_match.clone(),
+            ..Default::default()
+        };
+        let answer = self.bytes.get_opts(&location, options).await.map_err(|e| store_error(&uri, &e))?;
+        if answer.range != range || answer.meta.size != object.size {
+            let detail = format!(
+                "bytes {}..{} of {} instead of {}..{} of {}",
+                answer.range.start, answer.range.end, answer.meta.size, range.start, range.end, object.size
+            );
+            return Err(Error::BadAnswer { uri, detail });
+        }
+        if if_match.is_some() && answer.meta.e_tag != if_match {
+            return Err(Error::Changed { uri });
+        }
+        Ok(Box::pin(answer.into_stream().map(move |slice| slice.map_err(|e| store_error(&uri, &e)))))
+    }
+
+    fn origin(&self) -> String {
+        self.origin.clone()
+    }
+}
+
+fn entry(object: &aws_sdk_s3::types::Object) -> Option<Entry> {
+    let etag = object.e_tag().map(|etag| if etag.starts_with('"') { etag.to_owned() } else { format!("\"{etag}\"") });
+    let size = u64::try_from(object.size()?).ok()?;
+    let md5 = etag.as_deref().and_then(Checksum::md5_from_etag);
+    let version = match (etag, object.last_modified()) {
+        (Some(etag), _) => Version::Etag(etag),
+        (None, modified) => Version::Modified(modified.map_or(0, aws_sdk_s3::primitives::DateTime::secs)),
+    };
+    Some(Entry {
+        key: object.key()?.to_owned(),
+        size,
+        version,
+        claims: Claims { checksums: md5.into_iter().collect(), md5_is_etag: true },
+        more_claims: !object.checksum_algorithm().is_empty() || size >= CLAIMS_SIZE_MIN,
+    })
+}
+
+/// object_store wraps our own error several times: what we said ourselves is found inside.
+fn store_error(uri: &str, error: &object_store::Error) -> Error {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = next {
+        if let Some(refused) = inner.downcast_ref::<Refused>() {
+            return refused.clone().about(uri);
+        }
+        if inner.is::<aws_credential_types::provider::error::CredentialsError>() {
+            return Error::Credentials { uri: uri.to_owned(), detail: transport::chain(inner) };
+        }
+        if let Some(http) = inner.downcast_ref::<reqwest::Error>() {
+            return Error::Unavailable { uri: uri.to_owned(), detail: transport::chain(http) };
+        }
+        next = inner.source();
+    }
+    let detail = transport::chain(error);
+    match error {
+        object_store::Error::Precondition { .. } => Error::Changed { uri: uri.to_owned() },
+        _ => Error::BadAnswer { uri: uri.to_owned(), detail },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn style_follows_the_endpoint_and_the_bucket() {
+        assert!(path_style(Some("http://127.0.0.1:9000"), "b"));
+        assert!(path_style(None, "a.b"));
+        assert!(!path_style(None, "ab"));
+        assert_eq!(with_bucket("https://host/", "b", false), "https://b.host");
+        assert_eq!(with_bucket("https://host/", "b", true), "https://host");
+    }
+}

@@ -1,0 +1,141 @@
+//! The few file operations the store is made of. The durable order is written here once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+/// A name in `directory` that nothing has yet in this process or an earlier one.
+pub(super) fn scratch_name(directory: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    directory.join(format!("{}-{next}", std::process::id()))
+}
+
+/// Reads a file that must not be larger than `len_max` bytes.
+pub(super) fn read_bounded(path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = Vec::new();
+    file.take(len_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > len_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {len_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+pub(super) fn read_to_string_bounded(path: &Path, len_max: u64) -> io::Result<String> {
+    String::from_utf8(read_bounded(path, len_max)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Creates a file that was not there, readable and writable by its owner only until it is sealed.
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Puts `bytes` under `path` by way of a scratch file: readers see the old or the new content.
+/// Not synced: see [`sync_file`] and the settling of blobs.
+pub(super) fn replace(scratch: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = scratch_name(scratch);
+    let result = (|| {
+        let mut file = create_new(&temporary)?;
+        file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        fs::rename(&temporary, path)
+    })();
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// Syncs a file's bytes and length.
+pub(super) fn sync_file(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Syncs a directory's entries.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Renames a synced file to its final name and syncs both directories: after this returns, the
+/// name survives a power cut and so do the bytes under it.
+pub(super) fn publish_durably(from: &Path, to: &Path) -> io::Result<()> {
+    sync_file(from)?;
+    fs::rename(from, to)?;
+    for directory in [to.parent(), from.parent()].into_iter().flatten() {
+        sync_directory(directory)?;
+    }
+    Ok(())
+}
+
+/// Writes all slices, one behind the other, at `offset`, in as few system calls as the kernel
+/// allows (at most `IOV_MAX` = 1024 slices each).
+pub(super) fn write_slices_at(file: &File, mut offset: u64, slices: &[Bytes]) -> io::Result<()> {
+    for group in slices.chunks(512) {
+        let buffers: Vec<io::IoSlice<'_>> = group.iter().map(|slice| io::IoSlice::new(slice)).collect();
+        let total: usize = group.iter().map(Bytes::len).sum();
+        let mut written = match rustix::io::pwritev(file, &buffers, offset) {
+            Ok(written) => written,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        if written < total {
+            // Rare: a signal or a nearly full disk. Finish slice by slice.
+            let mut at = offset;
+            for slice in group {
+                let done = written.min(slice.len());
+                written -= done;
+                file.write_all_at(&slice[done..], at + done as u64)?;
+                at += slice.len() as u64;
+            }
+        }
+        offset += total as u64;
+    }
+    Ok(())
+}
+
+/// Allocates `len` bytes before they are written, so that a full disk says so now and the file
+/// lies in few extents. File systems that cannot (NFS, some FUSE) are left as they are.
+pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(len),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Makes directories; those that are there already stay as they are.
+pub(super) fn create_directories(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)
+}
+
+/// Removes a file; one that is not there is fine.
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The entries of a directory by name, sorted; none where the directory is absent.
+pub(super) fn names(path: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}

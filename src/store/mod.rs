@@ -1,0 +1,365 @@
+//! The disk side: what is kept, under which name, and why that name can be trusted.
+//!
+//! Blocking; knows no network. One process owns a store for writing ([`Store`], by its lock);
+//! any number may look ([`View`]). The format is written down in `FORMAT.md` beside this file.
+
+#![doc = include_str!("FORMAT.md")]
+
+mod boot;
+mod catalog;
+mod direct;
+mod error;
+mod export;
+mod fsx;
+mod layout;
+mod lock;
+mod map;
+mod models;
+mod partial;
+mod record;
+mod recovery;
+mod sealed;
+mod space;
+mod view;
+mod writeback;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::domain::{Checksum, ChunkIndex, ChunkValue, Digest, Grid, Manifest, Object};
+
+use boot::BootId;
+pub use catalog::{Known, ObjectId};
+use error::AtPath as _;
+pub use error::Error;
+pub use export::Exported;
+pub use layout::Layout;
+pub use models::{SourceFile, SourceRecord};
+pub use partial::{ChunkRecord, Partial};
+pub use recovery::Recovered;
+pub use view::{Kept, View};
+pub use writeback::{WriteBack, dirty_budget};
+
+/// Blobs older than this are on the disk by the kernel's own flusher (`dirty_expire_centisecs`
+/// is 30 s by default), so settling them costs little.
+const SETTLE_AGE: Duration = Duration::from_secs(60);
+
+/// A store, owned.
+#[derive(Debug)]
+pub struct Store {
+    view: View,
+    _lock: lock::Lock,
+    catalog: Mutex<catalog::Catalog>,
+    recovered: Recovered,
+}
+
+impl Store {
+    /// Opens the store below `directory`, making it where there is none, and recovers it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when another process owns it; [`Error::Foreign`] when the directory holds
+    /// something else; [`Error::Io`].
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let layout = Layout::new(directory, BootId::current());
+        refuse_foreign(&layout)?;
+        for directory in layout.directories() {
+            fsx::create_directories(&directory).at("create", &directory)?;
+        }
+        let lock = lock::Lock::take(&layout)?;
+        let mut recovered = recovery::recover(&layout)?;
+        fsx::create_directories(&layout.fresh()).at("create", layout.fresh())?;
+        let catalog = catalog::Catalog::open(&layout)?;
+        recovered.catalog_lines_dropped = catalog.dropped();
+        Ok(Self { view: View::new(layout), _lock: lock, catalog: Mutex::new(catalog), recovered })
+    }
+
+    /// What is kept, for looking.
+    #[must_use]
+    pub const fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What recovery did when the store was opened.
+    #[must_use]
+    pub const fn recovered(&self) -> &Recovered {
+        &self.recovered
+    }
+
+    fn layout(&self) -> &Layout {
+        self.view.layout()
+    }
+
+    fn catalog(&self) -> MutexGuard<'_, catalog::Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest of an object whose bytes are here, at exactly this version.
+    #[must_use]
+    pub fn known(&self, id: &ObjectId) -> Option<Known> {
+        let known = self.catalog().find(id).cloned()?;
+        self.view.has_blob(&known.digest).then_some(known)
+    }
+
+    /// A blob that the origin's own checksums prove equal to `object`, and which proof it is.
+    #[must_use]
+    pub fn equal(&self, origin: &str, object: &Object) -> Option<(Digest, &'static str)> {
+        let found = self.catalog().find_equal(origin, object)?;
+        self.view.has_blob(&found.0).then_some(found)
+    }
+
+    /// Whether something of this size was ever pulled.
+    #[must_use]
+    pub fn has_size(&self, size: u64) -> bool {
+        self.catalog().has_size(size)
+    }
+
+    /// Records what an object's bytes are.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn learn(&self, known: Known) -> Result<(), Error> {
+        self.catalog().append(self.layout(), known)
+    }
+
+    /// Opens, or starts, the partial of an object.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with disk-full among them.
+    pub fn partial(&self, id: ObjectId) -> Result<Partial, Error> {
+        Partial::open(self.layout(), id)
+    }
+
+    /// Seals a complete partial and records its object.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Absent`] when chunks are missing.
+    pub fn seal(&self, partial: &Partial, checked: Option<Checksum>) -> Result<Digest, Error> {
+        let id = partial.id().clone();
+        let digest = partial.seal()?;
+        self.learn(Known { id, digest, checked })?;
+        Ok(digest)
+    }
+
+    /// Seals a small file that is in memory, without a partial.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with disk-full among them.
+    pub fn seal_bytes(&self, id: ObjectId, slices: &[Bytes], checked: Option<Checksum>) -> Result<Digest, Error> {
+        let digest = sealed::seal_bytes(self.layout(), slices)?;
+        self.learn(Known { id, digest, checked })?;
+        Ok(digest)
+    }
+
+    /// Bytes larder may still write.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn available(&self) -> Result<u64, Error> {
+        space::available(self.layout().root())
+    }
+
+    /// Bytes that pulling this object would still take from the file system: its size, less what
+    /// an earlier pull has allocated.
+    #[must_use]
+    pub fn room_needed(&self, id: &ObjectId) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let allocated = self.layout().partial_bytes(&id.file_id()).metadata().map_or(0, |m| m.blocks() * 512);
+        id.size.saturating_sub(allocated)
+    }
+
+    /// Writes down what a source names while it is still being pulled. A complete record of the
+    /// same source stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn announce(&self, source: &SourceRecord) -> Result<(), Error> {
+        let complete =
+            |kept: &Kept| kept.record.as_ref().is_some_and(|r| r.id() == source.id() && r.manifest.is_some());
+        if self.view.kept()?.iter().any(complete) {
+            return Ok(());
+        }
+        models::write_source(self.layout(), source)
+    }
+
+    /// Publishes a complete model: manifest, tree, and the source that names it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Absent`] when a blob of the manifest is not here.
+    pub fn publish(&self, mut source: SourceRecord, manifest: &Manifest) -> Result<Digest, Error> {
+        let digest = models::write_manifest(self.layout(), manifest)?;
+        if self.layout().model(&digest).is_dir() && !models::is_complete(self.layout(), manifest, &digest) {
+            models::remove_tree(self.layout(), &digest)?;
+        }
+        models::build_tree(self.layout(), manifest, &digest)?;
+        source.manifest = Some(digest);
+        models::write_source(self.layout(), &source)?;
+        Ok(digest)
+    }
+
+    /// Syncs blobs that were sealed in this boot and moves them to their durable place. `all`
+    /// also takes those that are so young that the disk may have to be waited for.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: a device that failed to write says so here.
+    pub fn settle(&self, all: bool) -> Result<u64, Error> {
+        let fresh = self.layout().fresh();
+        let mut settled = 0;
+        for name in fsx::names(&fresh).at("list", &fresh)? {
+            let Ok(digest) = name.parse::<Digest>() else { continue };
+            let sealed_at = fresh.join(&name).metadata().and_then(|m| m.modified());
+            let age = sealed_at.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+            if all || age > SETTLE_AGE {
+                sealed::settle(self.layout(), &digest)?;
+                settled += 1;
+            }
+        }
+        if all {
+            let (catalog, sources) = (self.layout().catalog(), self.layout().sources());
+            fsx::sync_file(&catalog).at("sync", &catalog)?;
+            for name in fsx::names(&sources).at("list", &sources)? {
+                fsx::sync_file(&sources.join(name)).at("sync", &sources)?;
+            }
+            for digest in models::all_manifests(self.layout())? {
+                let path = self.layout().manifest(&digest);
+                fsx::sync_file(&path).at("sync", &path)?;
+            }
+            for directory in self.layout().directories() {
+                fsx::sync_directory(&directory).at("sync", &directory)?;
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Hashes a blob on disk; the chunks that are wrong, none when it is right. `each` hears the
+    /// bytes read so far and returns false to stop, and then the answer is `None`.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]; [`Error::Io`].
+    pub fn scrub(&self, digest: &Digest, each: &mut dyn FnMut(u64) -> bool) -> Result<Option<Vec<ChunkIndex>>, Error> {
+        let path = sealed::find(self.layout(), digest).ok_or_else(|| Error::Absent(format!("blob {digest}")))?;
+        sealed::scrub(self.layout(), &path, digest, each)
+    }
+
+    /// Takes a damaged blob out of the store, so that it is pulled again: its name and the trees
+    /// that show it go, readers that have it open keep what they have.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn withdraw(&self, digest: &Digest) -> Result<(), Error> {
+        for manifest_digest in models::all_manifests(self.layout())? {
+            let shows = |manifest: Manifest| manifest.files().iter().any(|file| file.digest == *digest);
+            if models::read_manifest(self.layout(), &manifest_digest).is_ok_and(shows) {
+                models::remove_tree(self.layout(), &manifest_digest)?;
+            }
+        }
+        sealed::remove(self.layout(), digest)
+    }
+
+    /// Makes the tree of every model whose files are all here and that has none.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn rebuild_trees(&self) -> Result<(), Error> {
+        for digest in models::all_manifests(self.layout())? {
+            let Ok(manifest) = models::read_manifest(self.layout(), &digest) else { continue };
+            if manifest.files().iter().all(|file| self.view.has_blob(&file.digest)) {
+                models::build_tree(self.layout(), &manifest, &digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets sources (by record id) and, where nothing else names them, their manifest, tree,
+    /// partials and blobs. Bytes freed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn forget(&self, record_ids: &[String], manifests: &[Digest]) -> Result<u64, Error> {
+        let mut uris = HashSet::new();
+        let mut candidates: HashSet<Digest> = manifests.iter().copied().collect();
+        for kept in self.view.kept()? {
+            let Some(record) = kept.record else { continue };
+            if record_ids.contains(&record.id()) {
+                uris.extend(record.files.into_iter().map(|file| file.uri));
+                candidates.extend(record.manifest);
+            }
+        }
+        for id in record_ids {
+            let path = self.layout().source(id);
+            fsx::remove_if_there(&path).at("remove", &path)?;
+        }
+        let named: HashSet<Digest> = self.view.kept()?.into_iter().filter_map(|kept| kept.record?.manifest).collect();
+        for digest in candidates.difference(&named) {
+            models::remove_tree(self.layout(), digest)?;
+            let path = self.layout().manifest(digest);
+            fsx::remove_if_there(&path).at("remove", &path)?;
+        }
+        self.remove_partials_of(&uris)?;
+        self.sweep()
+    }
+
+    fn remove_partials_of(&self, uris: &HashSet<String>) -> Result<(), Error> {
+        let partials = self.layout().partials();
+        let wanted: HashSet<String> =
+            self.view.kept()?.into_iter().filter_map(|k| k.record).flat_map(|r| r.files).map(|f| f.uri).collect();
+        for name in fsx::names(&partials).at("list", &partials)? {
+            let Some(file_id) = name.strip_suffix(".journal") else { continue };
+            let uri = partial::uri_of(self.layout(), file_id);
+            if uri.is_some_and(|uri| uris.contains(&uri) && !wanted.contains(&uri)) {
+                for path in [self.layout().partial_journal(file_id), self.layout().partial_bytes(file_id)] {
+                    fsx::remove_if_there(&path).at("remove", &path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes blobs that no manifest names and no unfinished source waits for. Bytes freed.
+    fn sweep(&self) -> Result<u64, Error> {
+        let mut named = HashSet::new();
+        for digest in models::all_manifests(self.layout())? {
+            if let Ok(manifest) = models::read_manifest(self.layout(), &digest) {
+                named.extend(manifest.files().iter().map(|file| file.digest));
+            }
+        }
+        let unfinished: HashSet<String> = (self.view.kept()?.into_iter())
+            .filter_map(|kept| kept.record.filter(|record| record.manifest.is_none()))
+            .flat_map(|record| record.files.into_iter().map(|file| file.uri))
+            .collect();
+        named
+            .extend(self.catalog().iter().filter(|known| unfinished.contains(&known.id.uri)).map(|known| known.digest));
+        let mut freed = 0;
+        for digest in sealed::all(self.layout())? {
+            if !named.contains(&digest) {
+                freed +=
+                    sealed::find(self.layout(), &digest).and_then(|path| path.metadata().ok()).map_or(0, |m| m.len());
+                sealed::remove(self.layout(), &digest)?;
+            }
+        }
+        Ok(freed)
+    }
+
+    /// The recorded chunk values of a blob, proven to merge to its digest: what a repair compares
+    /// arriving chunks with.
+    #[must_use]
+    pub fn chunk_values(&self, digest: &Digest, size: u64) -> Option<Vec<ChunkValue>> {
+        sealed::read_values(self.layout(), digest, &Grid::of_size(size))
+    }
+}
+
+/// Refuses a directory that holds something which is no store: nobody wants their home directory
+/// turned into one, or swept.
+fn refuse_foreign(layout: &Layout) -> Result<(), Error> {
+    let base = layout.base();
+    let names = fsx::names(base).at("list", base)?;
+    let ours = |name: &String| name == "v1" || name == "lost+found";
+    if names.is_empty() || names.iter().all(ours) {
+        return Ok(());
+    }
+    let other: Vec<_> = names.into_iter().filter(|name| !ours(name)).take(3).collect();
+    Err(Error::Foreign { path: base.to_owned(), detail: format!("it holds {}", other.join(", ")) })
+}

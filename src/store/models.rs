@@ -1,0 +1,207 @@
+//! Which source names which manifest, and the tree of ordinary files a manifest becomes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::AtPath as _;
+use super::{Error, Layout, fsx, record, sealed};
+use crate::domain::{Checksum, Digest, Manifest, ModelPath, Version};
+
+/// A source document or a manifest larger than this is not read: 100,000 files are about 40 MiB.
+const DOCUMENT_LEN_MAX: u64 = 128 << 20;
+const FORM: u32 = 1;
+
+/// One file of a source, pinned to the version that was pulled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Where it goes in the model.
+    pub path: ModelPath,
+    /// The object.
+    pub uri: String,
+    /// Its version.
+    pub version: Version,
+    /// Bytes.
+    pub size: u64,
+    /// Its content, once known.
+    pub digest: Option<Digest>,
+    /// The origin's checksum it was compared with, where it had one.
+    pub checked: Option<Checksum>,
+}
+
+/// What a source named when it was last listed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SourceRecord {
+    larder_source: u32,
+    /// The URI as the user gave it, canonical.
+    pub source: String,
+    /// Trust domain of the origin.
+    pub origin: String,
+    /// `--include` globs, in order.
+    pub include: Vec<String>,
+    /// `--exclude` globs, in order.
+    pub exclude: Vec<String>,
+    /// The model, once complete.
+    pub manifest: Option<Digest>,
+    /// Seconds since 1970 when it was listed.
+    pub listed_at: u64,
+    /// The files, in load order once complete.
+    pub files: Vec<SourceFile>,
+}
+
+impl SourceRecord {
+    /// A record of a source just listed.
+    #[must_use]
+    pub fn new(source: String, origin: String, include: Vec<String>, exclude: Vec<String>) -> Self {
+        let listed_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        Self { larder_source: FORM, source, origin, include, exclude, manifest: None, listed_at, files: Vec::new() }
+    }
+
+    /// The file name of this record: one per source and selection. `s3://b/m` and `s3://b/m/`
+    /// are the same model to a person, so they share it.
+    #[must_use]
+    pub fn id(&self) -> String {
+        let key = (self.source.trim_end_matches('/'), &self.include, &self.exclude);
+        let text = serde_json::to_vec(&key).expect("strings always encode");
+        blake3::hash(&text).to_hex()[..32].to_owned()
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(|file| file.size).fold(0, u64::saturating_add)
+    }
+}
+
+/// Writes a record in place of an older one of the same source.
+pub(super) fn write_source(layout: &Layout, source: &SourceRecord) -> Result<(), Error> {
+    let path = layout.source(&source.id());
+    fsx::replace(&layout.scratch(), &path, &record::encode(source)).at("write", &path)
+}
+
+/// Every readable record, with the time it was last used. Unreadable ones are named in `dropped`.
+pub(super) fn read_sources(
+    layout: &Layout,
+    dropped: &mut Vec<PathBuf>,
+) -> Result<Vec<(SourceRecord, SystemTime)>, Error> {
+    let directory = layout.sources();
+    let mut sources = Vec::new();
+    for name in fsx::names(&directory).at("list", &directory)? {
+        let path = directory.join(&name);
+        match read_source(&path) {
+            Ok(source) => {
+                let used = std::fs::metadata(&path).and_then(|m| m.modified()).unwrap_or(UNIX_EPOCH);
+                sources.push((source, used));
+            }
+            // Removed between the listing and the read: by `larder rm` in another process.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => dropped.push(path),
+        }
+    }
+    Ok(sources)
+}
+
+fn read_source(path: &Path) -> io::Result<SourceRecord> {
+    let text = fsx::read_bounded(path, DOCUMENT_LEN_MAX)?;
+    let line = text.strip_suffix(b"\n").unwrap_or(&text);
+    match record::decode::<SourceRecord>(line) {
+        Some(source) if source.larder_source == FORM => Ok(source),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Notes that a source was used now: the record's modification time.
+pub(super) fn touch_source(layout: &Layout, id: &str) {
+    let times = std::fs::FileTimes::new().set_modified(SystemTime::now());
+    // Best effort: on a store this user may only read, the time stays as it is.
+    let _ = std::fs::File::options().append(true).open(layout.source(id)).and_then(|file| file.set_times(times));
+}
+
+/// Writes a manifest under its digest.
+pub(super) fn write_manifest(layout: &Layout, manifest: &Manifest) -> Result<Digest, Error> {
+    let bytes = manifest.encode();
+    let digest = Digest::of(&bytes);
+    let path = layout.manifest(&digest);
+    if !path.exists() {
+        fsx::replace(&layout.scratch(), &path, &bytes).at("write", &path)?;
+    }
+    Ok(digest)
+}
+
+/// Reads a manifest and proves that it is the one its name says.
+pub(super) fn read_manifest(layout: &Layout, digest: &Digest) -> Result<Manifest, Error> {
+    let path = layout.manifest(digest);
+    let bytes = match fsx::read_bounded(&path, DOCUMENT_LEN_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Absent(format!("model {digest}"))),
+        other => other.at("read", &path)?,
+    };
+    if Digest::of(&bytes) != *digest {
+        return Err(Error::Damaged {
+            digest: *digest,
+            detail: "its manifest has other bytes than its name says".into(),
+        });
+    }
+    Manifest::decode(&bytes).map_err(|error| Error::Damaged { digest: *digest, detail: error.to_string() })
+}
+
+/// Digests of all manifests in the store.
+pub(super) fn all_manifests(layout: &Layout) -> Result<Vec<Digest>, Error> {
+    let directory = layout.root().join("manifests");
+    let names = fsx::names(&directory).at("list", &directory)?;
+    Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
+}
+
+/// Makes the tree of a model: directories, and hard links to its blobs, published by one rename.
+pub(super) fn build_tree(layout: &Layout, manifest: &Manifest, digest: &Digest) -> Result<(), Error> {
+    let target = layout.model(digest);
+    if target.is_dir() {
+        return Ok(());
+    }
+    let scratch = fsx::scratch_name(&layout.scratch());
+    let result =
+        link_files(layout, manifest, &scratch).and_then(|()| std::fs::rename(&scratch, &target).at("publish", &target));
+    if result.is_err() {
+        let _ = std::fs::remove_dir_all(&scratch);
+    }
+    result
+}
+
+fn link_files(layout: &Layout, manifest: &Manifest, root: &Path) -> Result<(), Error> {
+    fsx::create_directories(root).at("create", root)?;
+    for file in manifest.files() {
+        let to = root.join(file.path.as_str());
+        if let Some(parent) = to.parent().filter(|parent| *parent != root) {
+            fsx::create_directories(parent).at("create", parent)?;
+        }
+        let from = sealed::find(layout, &file.digest)
+            .ok_or_else(|| Error::Absent(format!("blob {} of `{}`", file.digest, file.path)))?;
+        match std::fs::hard_link(&from, &to) {
+            // ext4 takes 65,000 names for one inode; the empty file of many models gets there.
+            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
+                std::fs::copy(&from, &to).at("copy", &to)?;
+            }
+            other => other.at("link", &to)?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes a model's tree: unpublished first, by rename, then deleted.
+pub(super) fn remove_tree(layout: &Layout, digest: &Digest) -> Result<(), Error> {
+    let (from, scratch) = (layout.model(digest), fsx::scratch_name(&layout.scratch()));
+    match std::fs::rename(&from, &scratch) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.at("remove", &from)?,
+    }
+    std::fs::remove_dir_all(&scratch).at("remove", &scratch)
+}
+
+/// Whether every blob of the manifest is there at its size and the tree is published.
+pub(super) fn is_complete(layout: &Layout, manifest: &Manifest, digest: &Digest) -> bool {
+    let whole = |file: &crate::domain::ManifestEntry| {
+        sealed::find(layout, &file.digest).and_then(|path| path.metadata().ok()).is_some_and(|m| m.len() == file.size)
+    };
+    layout.model(digest).is_dir() && manifest.files().iter().all(whole)
+}

@@ -1,0 +1,414 @@
+//! A blob being filled: its bytes, and the journal that says which chunks are there.
+//!
+//! Presence lives in the journal, never in the file's length: the file is allocated whole before
+//! the first byte. A chunk's record is appended after its bytes were written, so within one boot
+//! (where the page cache is the truth) a record proves its bytes. After another boot every
+//! recorded chunk is hashed again before it counts.
+//!
+//! Dropping a partial leaves its files: that is the resumable state.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::boot::BootId;
+use super::catalog::ObjectId;
+use super::error::AtPath as _;
+use super::{Error, Layout, fsx, record};
+use crate::domain::{ChunkHasher, ChunkIndex, ChunkSet, ChunkValue, Digest, Grid, root_digest};
+
+/// First line of a journal.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    larder_partial: u32,
+    boot: BootId,
+    id: ObjectId,
+}
+
+const JOURNAL_FORM: u32 = 1;
+/// index (4) + CRC of the chunk (8) + value (32) + check (8).
+const RECORD_LEN: usize = 52;
+const CHECK_AT: usize = 44;
+
+/// What a chunk left behind when it was complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChunkRecord {
+    /// BLAKE3 subtree value.
+    pub value: ChunkValue,
+    /// The chunk's CRC in the algorithm the origin claims (0 where it claims none).
+    pub crc: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    present: ChunkSet,
+    records: Vec<ChunkRecord>,
+    journal: File,
+}
+
+/// A blob being filled.
+#[derive(Debug)]
+pub struct Partial {
+    id: ObjectId,
+    file_id: String,
+    grid: Grid,
+    bytes: File,
+    layout: Layout,
+    state: Mutex<State>,
+    resumed: u64,
+}
+
+impl Partial {
+    /// Opens what an earlier pull left of this object, or starts anew. Blocking: allocates, and
+    /// after another boot hashes what is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] on any failing call; a journal that proves nothing is no error.
+    pub(super) fn open(layout: &Layout, id: ObjectId) -> Result<Self, Error> {
+        let grid = Grid::of_size(id.size);
+        let file_id = id.file_id();
+        if let Some((bytes, state)) = resume(layout, &id, &file_id, grid)? {
+            let partial =
+                Self { id, file_id, grid, bytes, layout: layout.clone(), state: Mutex::new(state), resumed: 0 };
+            let resumed = partial.bytes_present();
+            return Ok(Self { resumed, ..partial });
+        }
+        let (bytes_path, journal_path) = (layout.partial_bytes(&file_id), layout.partial_journal(&file_id));
+        // Journal first: bytes without a journal are forgotten, a journal without bytes too.
+        fsx::remove_if_there(&journal_path).at("remove", &journal_path)?;
+        fsx::remove_if_there(&bytes_path).at("remove", &bytes_path)?;
+        let bytes = fsx::create_new(&bytes_path).at("create", &bytes_path)?;
+        fsx::allocate(&bytes, grid.size()).at("allocate", &bytes_path)?;
+        let journal = start_journal(layout, &id, &journal_path)?;
+        let state = State {
+            present: ChunkSet::empty(&grid),
+            records: vec![ChunkRecord::default(); grid.chunk_count() as usize],
+            journal,
+        };
+        Ok(Self { id, file_id, grid, bytes, layout: layout.clone(), state: Mutex::new(state), resumed: 0 })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // A panic while the lock is held can only lose a record, never invent one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The object this is a copy of.
+    #[must_use]
+    pub const fn id(&self) -> &ObjectId {
+        &self.id
+    }
+
+    /// How the blob is cut.
+    #[must_use]
+    pub const fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// Bytes that were already there when it was opened.
+    #[must_use]
+    pub const fn bytes_resumed(&self) -> u64 {
+        self.resumed
+    }
+
+    /// Bytes of the chunks that are there now.
+    #[must_use]
+    pub fn bytes_present(&self) -> u64 {
+        let state = self.state();
+        let missing: u64 = state
+            .present
+            .missing_runs()
+            .map(|run| {
+                let r = self.grid.byte_range(run);
+                r.end - r.start
+            })
+            .sum();
+        self.grid.size() - missing
+    }
+
+    /// A copy of the set of chunks that are there.
+    #[must_use]
+    pub fn present(&self) -> ChunkSet {
+        self.state().present.clone()
+    }
+
+    /// The records of all chunks, once every chunk is there.
+    #[must_use]
+    pub fn records(&self) -> Option<Vec<ChunkRecord>> {
+        let state = self.state();
+        state.present.is_complete().then(|| state.records.clone())
+    }
+
+    /// Writes slices at a byte offset. They do not count until [`Partial::record`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], with disk-full among them.
+    pub fn write_at(&self, offset: u64, slices: &[Bytes]) -> Result<(), Error> {
+        fsx::write_slices_at(&self.bytes, offset, slices).at("write", self.layout.partial_bytes(&self.file_id))
+    }
+
+    /// Reads bytes back, from the page cache when they were written a moment ago.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; reading beyond the end is one.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        self.bytes.read_exact_at(buffer, offset).at("read", self.layout.partial_bytes(&self.file_id))
+    }
+
+    /// Records that a chunk's bytes are written and what they hash to. True when that was the
+    /// last chunk missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the journal cannot be appended to.
+    pub fn record(&self, index: ChunkIndex, chunk: ChunkRecord) -> Result<bool, Error> {
+        let mut state = self.state();
+        if !state.present.contains(index) {
+            state
+                .journal
+                .write_all(&encode_record(index, &chunk))
+                .at("append to", self.layout.partial_journal(&self.file_id))?;
+            state.present.insert(index);
+            if let Some(slot) = state.records.get_mut(index.0 as usize) {
+                *slot = chunk;
+            }
+        }
+        Ok(state.present.is_complete())
+    }
+
+    /// Tells the kernel to start writing a byte range to the disk, and waits for it where `wait`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when an earlier write failed on the device.
+    pub fn flush(&self, offset: u64, len: u64, wait: bool) -> Result<(), Error> {
+        super::writeback::flush(&self.bytes, offset, len, wait).at("flush", self.layout.partial_bytes(&self.file_id))
+    }
+
+    /// Gives the complete blob its name. The digest is merged from the chunk values; no byte is
+    /// read again.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. Chunks missing is [`Error::Absent`].
+    pub(super) fn seal(&self) -> Result<Digest, Error> {
+        let records = self.records();
+        let values: Option<Vec<ChunkValue>> = records.map(|records| records.iter().map(|r| r.value).collect());
+        let digest = values.as_deref().and_then(|values| root_digest(&self.grid, values));
+        let (Some(values), Some(digest)) = (values, digest) else {
+            return Err(Error::Absent(format!("a part of `{}`", self.id.uri)));
+        };
+        let from = self.layout.partial_bytes(&self.file_id);
+        super::sealed::seal(&self.layout, &from, &digest, &values)?;
+        let journal = self.layout.partial_journal(&self.file_id);
+        fsx::remove_if_there(&journal).at("remove", &journal)?;
+        Ok(digest)
+    }
+
+    /// Forgets everything that was written.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn discard(&self) -> Result<(), Error> {
+        let (bytes, journal) = (self.layout.partial_bytes(&self.file_id), self.layout.partial_journal(&self.file_id));
+        fsx::remove_if_there(&journal).at("remove", &journal)?;
+        fsx::remove_if_there(&bytes).at("remove", &bytes)
+    }
+}
+
+fn start_journal(layout: &Layout, id: &ObjectId, path: &std::path::Path) -> Result<File, Error> {
+    let header = Header { larder_partial: JOURNAL_FORM, boot: layout.boot().clone(), id: id.clone() };
+    let mut journal = OpenOptions::new().create_new(true).append(true).open(path).at("create", path)?;
+    journal.write_all(&record::encode(&header)).at("write", path)?;
+    Ok(journal)
+}
+
+fn encode_record(index: ChunkIndex, chunk: &ChunkRecord) -> [u8; RECORD_LEN] {
+    let mut bytes = [0; RECORD_LEN];
+    bytes[..4].copy_from_slice(&index.0.to_le_bytes());
+    bytes[4..12].copy_from_slice(&chunk.crc.to_le_bytes());
+    bytes[12..CHECK_AT].copy_from_slice(&chunk.value);
+    let check = blake3::hash(&bytes[..CHECK_AT]);
+    bytes[CHECK_AT..].copy_from_slice(&check.as_bytes()[..RECORD_LEN - CHECK_AT]);
+    bytes
+}
+
+fn decode_record(bytes: &[u8; RECORD_LEN]) -> Option<(ChunkIndex, ChunkRecord)> {
+    let check = blake3::hash(&bytes[..CHECK_AT]);
+    if bytes[CHECK_AT..] != check.as_bytes()[..RECORD_LEN - CHECK_AT] {
+        return None;
+    }
+    let index = u32::from_le_bytes(bytes[..4].try_into().ok()?);
+    let crc = u64::from_le_bytes(bytes[4..12].try_into().ok()?);
+    let value: ChunkValue = bytes[12..CHECK_AT].try_into().ok()?;
+    Some((ChunkIndex(index), ChunkRecord { value, crc }))
+}
+
+/// Reads a journal and opens the bytes; `None` when there is nothing that can be trusted.
+fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<Option<(File, State)>, Error> {
+    let (bytes_path, journal_path) = (layout.partial_bytes(file_id), layout.partial_journal(file_id));
+    let Some((header, recorded)) = read_journal(layout, file_id, &grid) else { return Ok(None) };
+    if header.id != *id {
+        return Ok(None);
+    }
+    let Ok(bytes) = OpenOptions::new().read(true).write(true).open(&bytes_path) else { return Ok(None) };
+    if bytes.metadata().at("read", &bytes_path)?.len() != grid.size() {
+        return Ok(None);
+    }
+    let same_boot = header.boot == *layout.boot();
+    let mut present = ChunkSet::empty(&grid);
+    let mut records = vec![ChunkRecord::default(); grid.chunk_count() as usize];
+    for (index, chunk) in recorded {
+        if index.0 >= grid.chunk_count() || !(same_boot || chunk_is(&bytes, &grid, index, &chunk.value)) {
+            continue;
+        }
+        present.insert(index);
+        records[index.0 as usize] = chunk;
+    }
+    // The journal is written anew: it drops torn records and carries this boot's id.
+    let scratch = fsx::scratch_name(&layout.scratch());
+    let mut journal = start_journal(layout, id, &scratch)?;
+    let live = (0..grid.chunk_count()).map(ChunkIndex).filter(|&index| present.contains(index));
+    let lines: Vec<u8> = live.flat_map(|index| encode_record(index, &records[index.0 as usize])).collect();
+    journal.write_all(&lines).at("write", &scratch)?;
+    std::fs::rename(&scratch, &journal_path).at("replace", &journal_path)?;
+    Ok(Some((bytes, State { present, records, journal })))
+}
+
+/// Bytes that the journal of a partial promises, without opening it for filling.
+pub(super) fn peek(layout: &Layout, id: &ObjectId) -> u64 {
+    let grid = Grid::of_size(id.size);
+    let Some((header, records)) = read_journal(layout, &id.file_id(), &grid) else { return 0 };
+    if header.id != *id {
+        return 0;
+    }
+    let mut present = ChunkSet::empty(&grid);
+    let lens =
+        records.into_iter().filter(|(index, _)| present.insert(*index)).map(|(index, _)| grid.chunk_range(index));
+    lens.map(|range| range.end - range.start).sum()
+}
+
+/// The URI of the object a partial is a copy of.
+pub(super) fn uri_of(layout: &Layout, file_id: &str) -> Option<String> {
+    read_journal(layout, file_id, &Grid::of_size(0)).map(|(header, _)| header.id.uri)
+}
+
+/// Header and records of a journal, as far as their checks are right.
+fn read_journal(layout: &Layout, file_id: &str, grid: &Grid) -> Option<(Header, Vec<(ChunkIndex, ChunkRecord)>)> {
+    // Header of at most 64 KiB, then at most twice the records a full blob has.
+    let len_max = (64 << 10) + 2 * RECORD_LEN as u64 * u64::from(grid.chunk_count());
+    let mut text = Vec::new();
+    File::open(layout.partial_journal(file_id)).ok()?.take(len_max).read_to_end(&mut text).ok()?;
+    let end = text.iter().position(|&byte| byte == b'\n')?;
+    let header = record::decode::<Header>(&text[..end]).filter(|header| header.larder_partial == JOURNAL_FORM)?;
+    let (records, _torn) = text[end + 1..].as_chunks::<RECORD_LEN>();
+    Some((header, records.iter().filter_map(decode_record).collect()))
+}
+
+/// Whether the bytes on disk still hash to the recorded value.
+fn chunk_is(file: &File, grid: &Grid, index: ChunkIndex, value: &ChunkValue) -> bool {
+    let range = grid.chunk_range(index);
+    let mut hasher = ChunkHasher::new(grid, index);
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from((range.end - at).min(buffer.len() as u64)).expect("at most the buffer");
+        if file.read_exact_at(&mut buffer[..len], at).is_err() {
+            return false;
+        }
+        hasher.update(&buffer[..len]);
+        at += len as u64;
+    }
+    hasher.finish() == *value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Version;
+
+    fn id(size: u64) -> ObjectId {
+        ObjectId { origin: "test".into(), uri: "s3://b/k".into(), version: Version::Etag("\"1\"".into()), size }
+    }
+
+    fn layout(directory: &std::path::Path, boot: &str) -> Layout {
+        let layout = Layout::new(directory, BootId::named(boot));
+        for directory in layout.directories() {
+            fsx::create_directories(&directory).expect("directory");
+        }
+        layout
+    }
+
+    fn fill(partial: &Partial, bytes: &[u8], index: u32) -> bool {
+        let range = partial.grid().chunk_range(ChunkIndex(index));
+        let slice = &bytes[range.start as usize..range.end as usize];
+        partial.write_at(range.start, &[Bytes::copy_from_slice(slice)]).expect("write");
+        let mut hasher = ChunkHasher::new(partial.grid(), ChunkIndex(index));
+        hasher.update(slice);
+        partial.record(ChunkIndex(index), ChunkRecord { value: hasher.finish(), crc: 7 }).expect("record")
+    }
+
+    fn content(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 7 % 253) as u8).collect()
+    }
+
+    #[test]
+    fn resumes_what_was_recorded_and_seals_to_the_plain_digest() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let bytes = content((3 << 20) + 5);
+        let partial = Partial::open(&layout, id(bytes.len() as u64)).expect("open");
+        assert!(!fill(&partial, &bytes, 3));
+        assert!(!fill(&partial, &bytes, 1));
+        drop(partial);
+        let partial = Partial::open(&layout, id(bytes.len() as u64)).expect("open");
+        assert_eq!(partial.bytes_resumed(), (1 << 20) + 5);
+        assert!(!fill(&partial, &bytes, 0));
+        assert!(fill(&partial, &bytes, 2));
+        assert_eq!(partial.records().expect("complete")[1].crc, 7);
+        assert_eq!(partial.seal().expect("seal"), Digest::of(&bytes));
+        assert!(fsx::names(&layout.partials()).expect("names").is_empty());
+    }
+
+    #[test]
+    fn after_another_boot_only_chunks_that_hash_right_count() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let bytes = content(4 << 20);
+        let before = layout(directory.path(), "one");
+        let partial = Partial::open(&before, id(4 << 20)).expect("open");
+        fill(&partial, &bytes, 0);
+        fill(&partial, &bytes, 2);
+        // What a power cut may leave: the record of chunk 2, not its bytes.
+        partial.write_at(2 << 20, &[Bytes::from(vec![0; 4096])]).expect("write");
+        drop(partial);
+        let partial = Partial::open(&layout(directory.path(), "two"), id(4 << 20)).expect("open");
+        assert_eq!(partial.present().missing_runs().collect::<Vec<_>>(), vec![1..4]);
+    }
+
+    #[test]
+    fn a_torn_journal_loses_its_last_record_only() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let bytes = content(4 << 20);
+        let partial = Partial::open(&layout, id(4 << 20)).expect("open");
+        fill(&partial, &bytes, 0);
+        fill(&partial, &bytes, 1);
+        let journal = layout.partial_journal(&partial.file_id);
+        drop(partial);
+        let len = std::fs::metadata(&journal).expect("stat").len();
+        OpenOptions::new().write(true).open(&journal).expect("open").set_len(len - 3).expect("truncate");
+        let partial = Partial::open(&layout, id(4 << 20)).expect("open");
+        assert_eq!(partial.bytes_resumed(), 1 << 20);
+    }
+
+    #[test]
+    fn another_version_of_the_object_starts_anew() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let bytes = content(2 << 20);
+        fill(&Partial::open(&layout, id(2 << 20)).expect("open"), &bytes, 0);
+        let other = ObjectId { version: Version::Etag("\"2\"".into()), ..id(2 << 20) };
+        assert_eq!(Partial::open(&layout, other).expect("open").bytes_resumed(), 0);
+    }
+}

@@ -1,0 +1,140 @@
+//! What opening a store makes of what an earlier life left in it.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::error::AtPath as _;
+use super::{Error, Layout, fsx, models, sealed};
+use crate::domain::Digest;
+
+/// A partial that nobody went on with for this long is room for something else.
+const PARTIAL_AGE_MAX: Duration = Duration::from_hours(14 * 24);
+
+/// What recovery found and did, to be told to the user where it matters.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// Blobs of another boot that were hashed again and are right.
+    pub proven: Vec<Digest>,
+    /// Blobs of another boot that were not what their name says: removed.
+    pub dropped: Vec<Digest>,
+    /// Documents that could not be read: removed.
+    pub unreadable: Vec<PathBuf>,
+    /// Lines of the catalog that failed their check.
+    pub catalog_lines_dropped: usize,
+    /// Partials removed because nobody went on with them for two weeks.
+    pub partials_expired: usize,
+}
+
+impl Recovered {
+    /// Whether anything was lost that a user would want to know.
+    #[must_use]
+    pub fn lost_something(&self) -> bool {
+        !self.dropped.is_empty() || !self.unreadable.is_empty() || self.catalog_lines_dropped > 0
+    }
+}
+
+/// Whether blobs of another boot wait to be hashed.
+pub(super) fn is_needed(layout: &Layout) -> bool {
+    fsx::names(&layout.fresh_of_all_boots()).is_ok_and(|names| names.iter().any(|name| name != layout.boot().as_str()))
+}
+
+/// Brings the store into a state where everything visible is true. The caller holds the lock.
+pub(super) fn recover(layout: &Layout) -> Result<Recovered, Error> {
+    let mut recovered = Recovered::default();
+    clear_scratch(layout)?;
+    prove_fresh_of_other_boots(layout, &mut recovered)?;
+    expire_partials(layout, &mut recovered)?;
+    for path in unreadable_sources(layout)? {
+        fsx::remove_if_there(&path).at("remove", &path)?;
+        recovered.unreadable.push(path);
+    }
+    if !recovered.proven.is_empty() || !recovered.dropped.is_empty() {
+        rebuild_trees(layout, &mut recovered)?;
+    }
+    Ok(recovered)
+}
+
+fn clear_scratch(layout: &Layout) -> Result<(), Error> {
+    let scratch = layout.scratch();
+    for name in fsx::names(&scratch).at("list", &scratch)? {
+        let path = scratch.join(name);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { fsx::remove_if_there(&path) };
+        removed.at("remove", &path)?;
+    }
+    Ok(())
+}
+
+fn prove_fresh_of_other_boots(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
+    let all = layout.fresh_of_all_boots();
+    for boot in fsx::names(&all).at("list", &all)? {
+        if boot == layout.boot().as_str() {
+            continue;
+        }
+        let directory = all.join(&boot);
+        for name in fsx::names(&directory).at("list", &directory)? {
+            let path = directory.join(&name);
+            let Ok(digest) = name.parse::<Digest>() else {
+                fsx::remove_if_there(&path).at("remove", &path)?;
+                continue;
+            };
+            let right = sealed::scrub(layout, &path, &digest, &mut |_| true)?.is_some_and(|bad| bad.is_empty());
+            if right {
+                // Into this boot's directory first: settling knows only that one.
+                std::fs::rename(&path, layout.fresh_blob(&digest)).at("rename", &path)?;
+                sealed::settle(layout, &digest)?;
+                recovered.proven.push(digest);
+            } else {
+                tracing::warn!(%digest, "a blob that was never synced did not survive the last boot: dropped");
+                fsx::remove_if_there(&path).at("remove", &path)?;
+                fsx::remove_if_there(&layout.values(&digest)).at("remove", layout.values(&digest))?;
+                recovered.dropped.push(digest);
+            }
+        }
+        std::fs::remove_dir_all(&directory).at("remove", &directory)?;
+    }
+    Ok(())
+}
+
+fn expire_partials(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
+    let partials = layout.partials();
+    for name in fsx::names(&partials).at("list", &partials)? {
+        let path = partials.join(&name);
+        let modified = path.metadata().and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
+        if SystemTime::now().duration_since(modified).is_ok_and(|age| age > PARTIAL_AGE_MAX) {
+            fsx::remove_if_there(&path).at("remove", &path)?;
+            recovered.partials_expired += usize::from(name.ends_with(".bytes"));
+        }
+    }
+    Ok(())
+}
+
+fn unreadable_sources(layout: &Layout) -> Result<Vec<PathBuf>, Error> {
+    let mut dropped = Vec::new();
+    models::read_sources(layout, &mut dropped)?;
+    Ok(dropped)
+}
+
+/// After another boot a tree may lack names, and may name bytes that were dropped: every tree
+/// with a blob that was fresh is made anew, or removed with a blob missing.
+fn rebuild_trees(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
+    let touched: HashSet<Digest> = recovered.proven.iter().chain(&recovered.dropped).copied().collect();
+    for digest in models::all_manifests(layout)? {
+        match models::read_manifest(layout, &digest) {
+            Ok(manifest) if manifest.files().iter().any(|file| touched.contains(&file.digest)) => {
+                models::remove_tree(layout, &digest)?;
+                if manifest.files().iter().all(|file| sealed::find(layout, &file.digest).is_some()) {
+                    models::build_tree(layout, &manifest, &digest)?;
+                }
+            }
+            Ok(_) => {}
+            Err(_) => {
+                let path = layout.manifest(&digest);
+                models::remove_tree(layout, &digest)?;
+                fsx::remove_if_there(&path).at("remove", &path)?;
+                recovered.unreadable.push(path);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! A sealed blob: complete, immutable, named by its digest.
+//!
+//! Two places, and the place is the state. `fresh/<boot>/` holds blobs whose bytes were never
+//! synced: true for as long as that boot lives. `blobs/` holds blobs that were synced before
+//! they got their name there: true for as long as the disk is. Settling moves the first to the
+//! second; recovery after another boot hashes what was fresh and settles or drops it.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::error::AtPath as _;
+use super::{Error, Layout, fsx};
+use crate::domain::{ChunkHasher, ChunkIndex, ChunkValue, Digest, Grid, root_digest};
+
+/// Gives complete bytes their digest as name. `from` is renamed away.
+pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[ChunkValue]) -> Result<(), Error> {
+    if let Some(there) = find(layout, digest) {
+        fsx::remove_if_there(from).at("remove", from)?;
+        tracing::debug!(%digest, path = %there.display(), "sealed twice: kept the first copy");
+        return Ok(());
+    }
+    std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
+    if values.len() > 1 {
+        write_values(layout, digest, values)?;
+    }
+    let to = layout.fresh_blob(digest);
+    std::fs::rename(from, &to).at("rename", &to)
+}
+
+/// Seals bytes that are in memory, for files of at most one chunk.
+pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes]) -> Result<Digest, Error> {
+    let mut hasher = blake3::Hasher::new();
+    for slice in slices {
+        hasher.update(slice);
+    }
+    let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
+    if find(layout, &digest).is_some() {
+        return Ok(digest);
+    }
+    let scratch = fsx::scratch_name(&layout.scratch());
+    let result = (|| {
+        let file = fsx::create_new(&scratch).at("create", &scratch)?;
+        fsx::write_slices_at(&file, 0, slices).at("write", &scratch)?;
+        drop(file);
+        seal(layout, &scratch, &digest, &[])
+    })();
+    if result.is_err() {
+        let _ = fsx::remove_if_there(&scratch);
+    }
+    result.map(|()| digest)
+}
+
+/// Where the blob's bytes are, if they are there and may be trusted in this boot.
+pub(super) fn find(layout: &Layout, digest: &Digest) -> Option<PathBuf> {
+    [layout.blob(digest), layout.fresh_blob(digest)].into_iter().find(|path| path.is_file())
+}
+
+/// Syncs one fresh blob and moves it to its durable place. Order: bytes, values, rename,
+/// directories.
+pub(super) fn settle(layout: &Layout, digest: &Digest) -> Result<(), Error> {
+    let values = layout.values(digest);
+    if values.exists() {
+        fsx::sync_file(&values).at("sync", &values)?;
+        if let Some(parent) = values.parent() {
+            fsx::sync_directory(parent).at("sync", parent)?;
+        }
+    }
+    let (from, to) = (layout.fresh_blob(digest), layout.blob(digest));
+    if let Some(parent) = to.parent() {
+        fsx::create_directories(parent).at("create", parent)?;
+    }
+    fsx::publish_durably(&from, &to).at("settle", &to)
+}
+
+/// Hashes a blob on disk and compares every chunk with its recorded value.
+///
+/// Reads past the page cache where the file system can (O_DIRECT), because a scrub that reads
+/// memory says nothing about the disk. `each` is told the bytes read so far and may stop the
+/// scrub by returning false; then the answer is `Ok(None)`.
+pub(super) fn scrub(
+    layout: &Layout,
+    path: &Path,
+    digest: &Digest,
+    each: &mut dyn FnMut(u64) -> bool,
+) -> Result<Option<Vec<ChunkIndex>>, Error> {
+    let mut reader = super::direct::Reader::open(path).at("open", path)?;
+    let grid = Grid::of_size(reader.size());
+    let recorded = read_values(layout, digest, &grid);
+    let mut values = Vec::with_capacity(grid.chunk_count() as usize);
+    let mut bad = Vec::new();
+    for index in (0..grid.chunk_count()).map(ChunkIndex) {
+        let range = grid.chunk_range(index);
+        let mut hasher = ChunkHasher::new(&grid, index);
+        let mut at = range.start;
+        let mut readable = true;
+        while at < range.end {
+            match reader.read_at(at, range.end - at) {
+                Ok(bytes) => {
+                    hasher.update(bytes);
+                    at += bytes.len() as u64;
+                }
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), offset = at, %error, "cannot read a sealed blob");
+                    readable = false;
+                    break;
+                }
+            }
+        }
+        let value = hasher.finish();
+        if !readable || recorded.as_ref().is_some_and(|recorded| recorded[index.0 as usize] != value) {
+            bad.push(index);
+        }
+        values.push(value);
+        if !each(range.end) {
+            return Ok(None);
+        }
+    }
+    if bad.is_empty() && root_digest(&grid, &values) != Some(*digest) {
+        // Wrong size, a single-chunk blob, or recorded values that are damaged themselves.
+        bad = (0..grid.chunk_count().max(1)).map(ChunkIndex).collect();
+    }
+    Ok(Some(bad))
+}
+
+/// Removes a blob and its values, wherever it is.
+pub(super) fn remove(layout: &Layout, digest: &Digest) -> Result<(), Error> {
+    for path in [layout.blob(digest), layout.fresh_blob(digest), layout.values(digest)] {
+        fsx::remove_if_there(&path).at("remove", &path)?;
+    }
+    Ok(())
+}
+
+const VALUES_MAGIC: &[u8; 16] = b"larder values 1\n";
+
+/// Writes the chunk values of a blob: magic, size, values, BLAKE3 of all before.
+fn write_values(layout: &Layout, digest: &Digest, values: &[ChunkValue]) -> Result<(), Error> {
+    let mut bytes = Vec::with_capacity(16 + values.len() * 32 + 32);
+    bytes.extend_from_slice(VALUES_MAGIC);
+    bytes.extend(values.iter().flatten());
+    let check = blake3::hash(&bytes);
+    bytes.extend_from_slice(check.as_bytes());
+    let path = layout.values(digest);
+    if let Some(parent) = path.parent() {
+        fsx::create_directories(parent).at("create", parent)?;
+    }
+    fsx::replace(&layout.scratch(), &path, &bytes).at("write", &path)
+}
+
+/// Reads them back; `None` where they are absent, damaged, or merge to another digest.
+pub(super) fn read_values(layout: &Layout, digest: &Digest, grid: &Grid) -> Option<Vec<ChunkValue>> {
+    let count = grid.chunk_count() as usize;
+    let bytes = fsx::read_bounded(&layout.values(digest), 16 + 32 * (count as u64 + 1)).ok()?;
+    let (body, check) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
+    if blake3::hash(body).as_bytes() != check {
+        return None;
+    }
+    let values: Vec<ChunkValue> = body.strip_prefix(VALUES_MAGIC)?.as_chunks::<32>().0.to_vec();
+    (root_digest(grid, &values) == Some(*digest)).then_some(values)
+}
+
+/// Digests of all blobs below `blobs/` and `fresh/<this boot>/`.
+pub(super) fn all(layout: &Layout) -> Result<Vec<Digest>, Error> {
+    let mut found = Vec::new();
+    let blobs = layout.blobs();
+    let mut directories = vec![layout.fresh()];
+    directories.extend(fsx::names(&blobs).at("list", &blobs)?.into_iter().map(|name| blobs.join(name)));
+    for directory in directories {
+        let names = fsx::names(&directory).at("list", &directory)?;
+        found.extend(names.iter().filter_map(|name| name.parse::<Digest>().ok()));
+    }
+    Ok(found)
+}

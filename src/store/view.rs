@@ -1,0 +1,148 @@
+//! Looking at a store without owning it.
+//!
+//! Safe beside an owner: every document and every tree appears and goes by rename.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::boot::BootId;
+use super::{Error, Exported, Layout, SourceRecord, Store, export, models, recovery, sealed};
+use crate::domain::{Digest, Manifest};
+
+/// One line of `larder ls`.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// The source that names it; `None` for a model whose source has moved on.
+    pub record: Option<SourceRecord>,
+    /// The model; `None` while its first pull is unfinished.
+    pub manifest: Option<Digest>,
+    /// When it was last asked for.
+    pub last_used: Option<SystemTime>,
+}
+
+/// A store, to look at.
+#[derive(Debug, Clone)]
+pub struct View {
+    layout: Layout,
+}
+
+impl View {
+    pub(super) const fn new(layout: Layout) -> Self {
+        Self { layout }
+    }
+
+    /// Opens a store for looking. After a reboot, the first to come takes the lock and recovers.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] where there is no store; whatever recovery meets.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let layout = Layout::new(directory, BootId::current());
+        if !layout.root().is_dir() {
+            return Err(Error::Absent(format!("`{}` holds no store: nothing", directory.display())));
+        }
+        if recovery::is_needed(&layout) {
+            match Store::open(directory) {
+                // Whoever owns it has recovered it before doing anything else.
+                Ok(_) | Err(Error::Busy { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self { layout })
+    }
+
+    pub(super) const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The directory the user named.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.layout.base()
+    }
+
+    /// Everything that is kept: sources first, then models no source names any more.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn kept(&self) -> Result<Vec<Kept>, Error> {
+        let mut kept: Vec<Kept> = models::read_sources(&self.layout, &mut Vec::new())?
+            .into_iter()
+            .map(|(record, used)| Kept { manifest: record.manifest, record: Some(record), last_used: Some(used) })
+            .collect();
+        kept.sort_by(|a, b| a.record.as_ref().map(|r| &r.source).cmp(&b.record.as_ref().map(|r| &r.source)));
+        let named: HashSet<Digest> = kept.iter().filter_map(|kept| kept.manifest).collect();
+        let unnamed = models::all_manifests(&self.layout)?.into_iter().filter(|digest| !named.contains(digest));
+        kept.extend(unnamed.map(|digest| Kept { record: None, manifest: Some(digest), last_used: None }));
+        Ok(kept)
+    }
+
+    /// A manifest, proven by its digest.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]; [`Error::Damaged`].
+    pub fn manifest(&self, digest: &Digest) -> Result<Manifest, Error> {
+        models::read_manifest(&self.layout, digest)
+    }
+
+    /// Whether every file of the model is here.
+    #[must_use]
+    pub fn is_complete(&self, manifest: &Manifest, digest: &Digest) -> bool {
+        models::is_complete(&self.layout, manifest, digest)
+    }
+
+    /// The directory with the model's files. Exists only when [`View::is_complete`].
+    #[must_use]
+    pub fn tree(&self, digest: &Digest) -> PathBuf {
+        self.layout.model(digest)
+    }
+
+    /// Whether the blob is sealed here.
+    #[must_use]
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        sealed::find(&self.layout, digest).is_some()
+    }
+
+    /// The length of a sealed blob in bytes; 0 when it is not here.
+    #[must_use]
+    pub fn blob_len(&self, digest: &Digest) -> u64 {
+        sealed::find(&self.layout, digest).and_then(|path| path.metadata().ok()).map_or(0, |m| m.len())
+    }
+
+    /// The bytes of a sealed blob, for files that are read whole (at most `len_max` bytes).
+    #[must_use]
+    pub fn read_small_blob(&self, digest: &Digest, len_max: u64) -> Option<Vec<u8>> {
+        super::fsx::read_bounded(&sealed::find(&self.layout, digest)?, len_max).ok()
+    }
+
+    /// Notes that a source was used now.
+    pub fn touch(&self, record: &SourceRecord) {
+        models::touch_source(&self.layout, &record.id());
+    }
+
+    /// Bytes of an unfinished source that are here already.
+    #[must_use]
+    pub fn bytes_present(&self, record: &SourceRecord) -> u64 {
+        record
+            .files
+            .iter()
+            .map(|file| {
+                let id = super::ObjectId {
+                    origin: record.origin.clone(),
+                    uri: file.uri.clone(),
+                    version: file.version.clone(),
+                    size: file.size,
+                };
+                super::partial::peek(&self.layout, &id)
+            })
+            .sum()
+    }
+
+    /// Writes a model's files into a directory of the caller's own.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] when the directory is not empty; [`Error::Io`].
+    pub fn export(&self, manifest: &Manifest, directory: &Path, hard_links: bool) -> Result<Exported, Error> {
+        export::export(&self.layout, manifest, directory, hard_links)
+    }
+}
