@@ -78,7 +78,7 @@ impl Wire {
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 self.progress.stalls.fetch_add(1, Relaxed);
-                Err(unavailable(object, format!("no answer within {:.1} s", patience.as_secs_f64())))
+                Err(self.unavailable(object, format!("no answer within {:.1} s", patience.as_secs_f64())))
             }
         }
     }
@@ -108,14 +108,17 @@ impl Wire {
                     let all_silent = self.busy.load(Relaxed) >= 2 && self.since_last_byte() > silent / 2;
                     if silent >= ceiling || (silent >= patience && !all_silent) {
                         self.progress.stalls.fetch_add(1, Relaxed);
-                        return Err(unavailable(
-                            object,
-                            format!("the answer stalled for {:.1} s", silent.as_secs_f64()),
-                        ));
+                        return Err(
+                            self.unavailable(object, format!("the answer stalled for {:.1} s", silent.as_secs_f64()))
+                        );
                     }
                 }
             }
         }
+    }
+
+    fn unavailable(&self, object: &Object, detail: String) -> remote::Error {
+        remote::Error::Unavailable { uri: self.remote.source().object_uri(&object.key), detail }
     }
 
     /// Pauses after a failure, or returns the final error.
@@ -159,7 +162,7 @@ impl Wire {
         let mut body = self.ask(object, *len..object.size).await?;
         while *len < object.size {
             let Some(slice) = self.slice(object, &mut body).await? else {
-                return Err(unavailable(object, "the body ended early".into()));
+                return Err(self.unavailable(object, "the body ended early".into()));
             };
             *len += slice.len() as u64;
             slices.push(slice);
@@ -194,11 +197,14 @@ impl Wire {
         while disk.position < end {
             let Some(slice) = self.slice(object, &mut body).await.map_err(Failure::Wire)? else {
                 let missing = end - disk.position;
-                return Err(Failure::Wire(unavailable(object, format!("the body ended {missing} bytes early"))));
+                return Err(Failure::Wire(self.unavailable(object, format!("the body ended {missing} bytes early"))));
             };
             if slice.len() as u64 > end - disk.position {
                 let detail = "more bytes than were asked for".to_owned();
-                return Err(Failure::Wire(remote::Error::BadAnswer { uri: object.key.clone(), detail }));
+                return Err(Failure::Wire(remote::Error::BadAnswer {
+                    uri: self.remote.source().object_uri(&object.key),
+                    detail,
+                }));
             }
             disk.push(slice).await.map_err(Failure::Final)?;
         }
@@ -209,10 +215,6 @@ impl Wire {
 enum Failure {
     Wire(remote::Error),
     Final(Error),
-}
-
-fn unavailable(object: &Object, detail: String) -> remote::Error {
-    remote::Error::Unavailable { uri: object.key.clone(), detail }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

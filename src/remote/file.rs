@@ -143,6 +143,10 @@ impl Remote for Files {
         })))
     }
 
+    fn source(&self) -> &Source {
+        &self.source
+    }
+
     fn origin(&self) -> String {
         "file".to_owned()
     }

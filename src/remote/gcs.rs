@@ -196,6 +196,10 @@ impl Remote for Gcs {
         })))
     }
 
+    fn source(&self) -> &Source {
+        &self.source
+    }
+
     fn origin(&self) -> String {
         format!("gs {}", self.endpoint)
     }

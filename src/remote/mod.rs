@@ -59,6 +59,9 @@ pub trait Remote: Send + Sync + std::fmt::Debug {
     /// [`Error::Changed`] when the object is not at that version any more.
     async fn get(&self, object: &Object, range: Range<u64>) -> Result<Body, Error>;
 
+    /// What it was opened for.
+    fn source(&self) -> &Source;
+
     /// Where the bytes come from, in one word per trust domain: two sources with the same answer
     /// are served by the same origin, so its ETags mean the same thing in both.
     fn origin(&self) -> String;

@@ -131,6 +131,10 @@ impl Remote for Web {
         Ok(Box::pin(stream))
     }
 
+    fn source(&self) -> &Source {
+        &self.source
+    }
+
     fn origin(&self) -> String {
         let scheme = if self.source.scheme() == Scheme::Https { "https" } else { "http" };
         format!("{scheme} {}", self.source.authority())

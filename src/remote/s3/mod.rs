@@ -238,6 +238,10 @@ impl Remote for S3 {
         Ok(Box::pin(answer.into_stream().map(move |slice| slice.map_err(|e| store_error(&uri, &e)))))
     }
 
+    fn source(&self) -> &Source {
+        &self.source
+    }
+
     fn origin(&self) -> String {
         self.origin.clone()
     }

@@ -1,0 +1,10 @@
+//! larder as a user meets it: the binary, real servers on loopback, a real store on disk.
+
+mod bad_input;
+mod crash;
+mod credentials;
+mod faults;
+mod gcs;
+mod journeys;
+mod sharing;
+mod support;
