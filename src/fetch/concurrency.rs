@@ -71,7 +71,9 @@ impl Concurrency {
             }
             _ => {
                 self.before = Some((self.limit, sample.goodput));
-                self.limit = (self.limit + (self.limit / 2).max(1)).min(LIMIT_MAX);
+                let next = self.limit + (self.limit / 2).max(1);
+                // A last step too small to pay could never be judged right: it is joined to this.
+                self.limit = if next + next / 8 >= LIMIT_MAX { LIMIT_MAX } else { next };
                 self.wait = TICKS_TO_SETTLE;
             }
         }

@@ -102,9 +102,12 @@ impl PartSink {
                 let crc = self.crc.take().map_or(0, |crc| crc.finalize());
                 whole.push((self.chunk, ChunkRecord { value: self.hasher.finish(), crc }));
                 self.chunk = ChunkIndex(self.chunk.0 + 1);
+                self.unrecorded = 0;
+                if self.position == grid.size() {
+                    return;
+                }
                 self.hasher = ChunkHasher::new(&grid, self.chunk);
                 self.crc = self.file.check.chunk_crc();
-                self.unrecorded = 0;
             }
         }
     }
