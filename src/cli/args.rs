@@ -25,7 +25,7 @@ pub struct Common {
     /// Answers and events as JSON on stdout, one object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// No progress, only the result and errors
+    /// Only data and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// Say more on stderr; twice for every request (or set LARDER_LOG to a tracing filter)

@@ -10,7 +10,7 @@ use super::exit::Failure;
 pub struct Console {
     /// JSON on stdout.
     pub json: bool,
-    /// Only results and errors.
+    /// Only data and errors.
     pub quiet: bool,
 }
 
@@ -35,9 +35,9 @@ impl Console {
         }
     }
 
-    /// A line about what happened: shown also when quiet, unless events carry it.
+    /// A line about what happened, unless events carry it.
     pub fn result(self, line: &str) {
-        if !self.json {
+        if !self.json && !self.quiet {
             eprintln!("{line}");
         }
     }

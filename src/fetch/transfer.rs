@@ -312,7 +312,7 @@ async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Res
         match (check.claim(), check.of_slices(&slices)) {
             (Some(expected), Some(got)) if got != expected => Ok(Verdict::Wrong { object, expected, got }),
             (checked, _) => {
-                let digest = store.seal_bytes(id, &slices, checked)?;
+                let digest = store.seal_bytes(id, &slices, &object.claims)?;
                 Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
             }
         }
@@ -384,6 +384,6 @@ fn conclude(tools: &Tools, file: &FileSink, object: Object) -> Result<Verdict, E
         file.partial.discard()?;
         return Ok(Verdict::Wrong { object, expected, got });
     }
-    let digest = tools.store.seal(&file.partial, checked)?;
+    let digest = tools.store.seal(&file.partial, &object.claims)?;
     Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
 }

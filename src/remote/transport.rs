@@ -200,10 +200,14 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 }
 
 /// An error and its causes in one line, each once, without URLs (they may be signed).
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(error) = next {
+        if let Some(http) = error.downcast_ref::<reqwest::Error>() {
+            // What lies above only repeats that a request failed.
+            return clean(&http_failure(http));
+        }
         let text = without_urls(&error.to_string());
         if !text.is_empty() && !parts.iter().any(|part| part.contains(&text)) {
             parts.push(text);
@@ -216,6 +220,27 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         move |part| !all.iter().any(|other| other != part && part.ends_with(&format!(": {other}")))
     });
     clean(&parts.join(": "))
+}
+
+/// What went wrong on the wire, in the words of the innermost cause.
+fn http_failure(error: &reqwest::Error) -> String {
+    let mut root: &dyn std::error::Error = error;
+    while let Some(inner) = root.source() {
+        root = inner;
+    }
+    let root = without_urls(&root.to_string());
+    let peer = error.url().and_then(|url| {
+        let host = url.host_str()?;
+        Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+    });
+    match peer {
+        Some(peer) if error.is_connect() && error.is_timeout() => {
+            format!("cannot connect to `{peer}` within {} s", CONNECT_TIMEOUT.as_secs())
+        }
+        Some(peer) if error.is_connect() => format!("cannot connect to `{peer}`: {root}"),
+        _ if error.is_body() || error.is_decode() => format!("the body broke off: {root}"),
+        _ => format!("the connection broke: {root}"),
+    }
 }
 
 fn without_urls(text: &str) -> String {

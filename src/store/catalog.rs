@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
 use super::{Error, Layout, fsx, record};
-use crate::domain::{Checksum, Digest, Object, Version};
+use crate::domain::{Checksum, Claims, Digest, Object, Version};
 
 /// An object at one version: the key under which its digest is known.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -45,6 +45,19 @@ pub struct Known {
     pub digest: Digest,
     /// The origin's checksum that the bytes were compared with while they came, if it had one.
     pub checked: Option<Checksum>,
+    /// An MD5 that the origin's own API states and that nobody here compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stated_md5: Option<Checksum>,
+}
+
+impl Known {
+    /// What is known once bytes agree with what the origin claims of them.
+    #[must_use]
+    pub fn new(id: ObjectId, digest: Digest, claims: &Claims) -> Self {
+        let checked = claims.to_check();
+        let stated = |sum: &&Checksum| matches!(sum, Checksum::Md5(_)) && !claims.md5_is_etag && checked != Some(**sum);
+        Self { id, digest, checked, stated_md5: claims.checksums.iter().find(stated).copied() }
+    }
 }
 
 /// Records beyond this many are not read: a catalog of a million objects is no cache of models.
@@ -123,27 +136,30 @@ impl Catalog {
     /// A digest whose bytes are proven equal to `object`'s by the origin's own words.
     ///
     /// Two kinds of proof. A cryptographic checksum that we computed ourselves over the blob and
-    /// that the origin now claims for the object. Or, within one origin only, the same ETag of
-    /// content form (32 hex digits, perhaps `-N`) at the same size, backed by the same CRC that
-    /// we checked: there the server made both ETags by the same rule, and an uploader cannot
-    /// choose them.
+    /// that the origin now claims for the object. Or, within one origin only and at the same size,
+    /// the CRC that we checked together with the same ETag of content form (32 hex digits, perhaps
+    /// `-N`) or the same stated MD5: there the server made both by the same rule, and an uploader
+    /// cannot choose them.
     pub(super) fn find_equal(&self, origin: &str, object: &Object) -> Option<(Digest, &'static str)> {
         for claim in object.claims.checksums.iter().filter(|claim| claim.is_proof()) {
             if let Some(digest) = self.proofs.get(&(*claim, object.size)) {
                 return Some((*digest, claim.algorithm()));
             }
         }
-        let Version::Etag(etag) = &object.version else { return None };
-        if !is_content_etag(etag) {
-            return None;
-        }
+        let claims = &object.claims.checksums;
+        let etag = matches!(&object.version, Version::Etag(etag) if is_content_etag(etag));
         let same = |known: &&Known| {
             known.id.origin == origin
                 && known.id.size == object.size
-                && known.id.version == object.version
-                && known.checked.is_some_and(|checked| object.claims.checksums.contains(&checked))
+                && known.checked.is_some_and(|checked| claims.contains(&checked))
         };
-        self.known.values().find(same).map(|known| (known.digest, "ETag and CRC"))
+        let proof = |known: &Known| {
+            if etag && known.id.version == object.version {
+                return Some((known.digest, "ETag and CRC"));
+            }
+            known.stated_md5.filter(|md5| claims.contains(md5)).map(|_| (known.digest, "MD5 and CRC"))
+        };
+        self.known.values().filter(same).find_map(proof)
     }
 
     /// Whether some pulled object has this size: only then is asking for checksums worth a call.

@@ -30,7 +30,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::domain::{Checksum, ChunkIndex, ChunkValue, Digest, Grid, Manifest, Object};
+use crate::domain::{ChunkIndex, ChunkValue, Claims, Digest, Grid, Manifest, Object};
 
 use boot::BootId;
 pub use catalog::{Known, ObjectId};
@@ -137,10 +137,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Absent`] when chunks are missing.
-    pub fn seal(&self, partial: &Partial, checked: Option<Checksum>) -> Result<Digest, Error> {
+    pub fn seal(&self, partial: &Partial, claims: &Claims) -> Result<Digest, Error> {
         let id = partial.id().clone();
         let digest = partial.seal()?;
-        self.learn(Known { id, digest, checked })?;
+        self.learn(Known::new(id, digest, claims))?;
         Ok(digest)
     }
 
@@ -148,9 +148,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
-    pub fn seal_bytes(&self, id: ObjectId, slices: &[Bytes], checked: Option<Checksum>) -> Result<Digest, Error> {
+    pub fn seal_bytes(&self, id: ObjectId, slices: &[Bytes], claims: &Claims) -> Result<Digest, Error> {
         let digest = sealed::seal_bytes(self.layout(), slices)?;
-        self.learn(Known { id, digest, checked })?;
+        self.learn(Known::new(id, digest, claims))?;
         Ok(digest)
     }
 

@@ -124,7 +124,8 @@ pub(super) fn write_manifest(layout: &Layout, manifest: &Manifest) -> Result<Dig
     let bytes = manifest.encode();
     let digest = Digest::of(&bytes);
     let path = layout.manifest(&digest);
-    if !path.exists() {
+    // A manifest that rotted under its name is written anew.
+    if fsx::read_bounded(&path, DOCUMENT_LEN_MAX).ok().as_ref() != Some(&bytes) {
         fsx::replace(&layout.scratch(), &path, &bytes).at("write", &path)?;
     }
     Ok(digest)

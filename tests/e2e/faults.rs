@@ -183,18 +183,22 @@ fn an_object_that_changes_mid_pull_is_never_mixed() {
     let new = Noise::new(99).bytes(7 << 20);
     model.files.insert("model-00003-of-00003.safetensors".into(), new.clone());
     let changer = std::sync::Arc::downgrade(&origin);
+    let reads = std::sync::atomic::AtomicU32::new(0);
     origin.misbehave_on_reads(move |_, request| {
-        let hit = request.path.ends_with("model-00003-of-00003.safetensors")
-            && request.range().is_some_and(|(first, _)| first > 0);
-        if hit && let Some(origin) = changer.upgrade() {
-            // Once: the second version is put with the ETag of its own.
-            let stored = origin.bucket().get("m/model-00003-of-00003.safetensors").expect("there");
-            if stored.bytes.len() != new.len() {
-                origin.bucket().put("m/model-00003-of-00003.safetensors", new.clone(), Checksums::multipart());
-            }
+        if !request.path.ends_with("model-00003-of-00003.safetensors") {
+            return None;
         }
-        // Slow, so that there is a middle.
-        Some(Fault::Slow(8 << 20))
+        match reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            // Half of the old version arrives,
+            0 => Some(Fault::Truncate(3 << 20)),
+            // and before the rest is asked for there is a new one.
+            1 => {
+                let origin = changer.upgrade()?;
+                origin.bucket().put("m/model-00003-of-00003.safetensors", new.clone(), Checksums::multipart());
+                None
+            }
+            _ => None,
+        }
     });
     let larder = Larder::at(&origin);
     larder.prefetch("s3://models/m");

@@ -35,7 +35,7 @@ fn from_a_signed_bucket_to_a_directory_and_back_to_nothing() {
     assert_eq!(server.bytes_sent(), model.len());
 
     let listed = larder.ok(&["ls", "--json"]).last_event();
-    assert_eq!((&listed["source"], &listed["state"]), (&json!("s3://models/llama"), &json!("complete")));
+    assert_eq!((&listed["source"], &listed["state"]), (&json!("s3://models/llama/"), &json!("complete")));
     assert!(larder.ok(&["ls"]).stdout.contains("s3://models/llama"));
 
     // Named by source, by digest, and by the start of a digest.
@@ -71,7 +71,7 @@ fn wrong_signatures_are_denied_in_one_sentence() {
     let mut larder = Larder::new(server.environment());
     larder.set("AWS_SECRET_ACCESS_KEY", "wrong");
     let told = larder.fails(77, &["prefetch", "s3://models/llama/"]);
-    assert!(told.contains("`s3://models/llama`: access denied (403 SignatureDoesNotMatch"), "{told}");
+    assert!(told.contains("`s3://models/llama/`: access denied (403 SignatureDoesNotMatch"), "{told}");
     assert!(!told.contains("wrong"), "secrets stay out of messages: {told}");
 }
 
@@ -346,11 +346,19 @@ fn a_private_ca_is_trusted_when_the_bundle_names_it() {
         std::fs::write(file, bytes).expect("a file");
     }
     let (key, certificate) = (larder.scratch().join("key.pem"), larder.scratch().join("ca.pem"));
-    let mut command = Command::new(openssl);
-    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
-    command.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"]);
-    program(command.arg(&key).arg("-out").arg(&certificate));
-    let nginx = Nginx::start_tls(&root, &certificate, &key).expect("nginx (Debian: nginx-light)");
+    let (ca_key, server) = (larder.scratch().join("ca-key.pem"), larder.scratch().join("server.pem"));
+    let make = |subject: &str, key: &std::path::Path, out: &std::path::Path, extra: &[&std::ffi::OsStr]| {
+        let mut command = Command::new(&openssl);
+        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+        command.args(["-days", "2", "-subj", subject, "-keyout"]).arg(key).arg("-out").arg(out).args(extra);
+        program(&mut command);
+    };
+    make("/CN=test authority", &ca_key, &certificate, &[]);
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE", "-CA"];
+    let mut extra: Vec<&std::ffi::OsStr> = names.iter().map(AsRef::as_ref).collect();
+    extra.extend([certificate.as_os_str(), "-CAkey".as_ref(), ca_key.as_os_str()]);
+    make("/CN=127.0.0.1", &key, &server, &extra);
+    let nginx = Nginx::start_tls(&root, &server, &key).expect("nginx (Debian: nginx-light)");
     nginx.write_listing("models").expect("a listing");
 
     let mut larder = larder;
