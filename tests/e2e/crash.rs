@@ -4,14 +4,12 @@ use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Noise};
 
-use crate::support::{Larder, origin_with_model};
+use crate::support::{Larder, origin_with_model, read_tree};
 
 const KILLS: u32 = 200;
-/// The most connections that a pull of three shards and a few small files can have.
-const CONNECTIONS_MAX: u64 = 64;
-/// What a kill may cost per connection: the chunk being filled, and what the kernel's socket
-/// buffers hold, sent by the origin and read by nobody.
-const LOSS_PER_CONNECTION_MAX: u64 = (1 << 20) + (6 << 20);
+/// What a kill may cost per connection: the chunk being filled, a batch on its way to the disk, a
+/// batch gathering, and what a server that trickles has in the socket.
+const LOSS_PER_CONNECTION_MAX: u64 = (1 << 20) + 2 * (512 << 10) + (512 << 10);
 
 #[test]
 fn killed_at_two_hundred_random_moments() {
@@ -19,11 +17,11 @@ fn killed_at_two_hundred_random_moments() {
     origin.misbehave_on_reads(|_, _| Some(Fault::Slow(12 << 20)));
     let mut noise = Noise::new(2026);
     let (mut kills, mut rounds) = (0, 0);
+    let (mut twice, mut most) = (0, 0);
     while kills < KILLS {
         rounds += 1;
         let larder = Larder::at(&origin);
         let mut killed = 0_u64;
-        let (mut moved, mut connections) = (0, 1);
         origin.forget_seen();
         loop {
             let mut child = larder.spawn(&["prefetch", "-q", "s3://models/m"]);
@@ -47,21 +45,23 @@ fn killed_at_two_hundred_random_moments() {
                 larder.holds("s3://models/m", &model.files);
             } else {
                 assert_eq!(path.code, Some(66), "{path:?}");
-                for (name, bytes) in crate::support::read_tree(&larder.store().join("v1/models")) {
-                    panic!("{name} with {} bytes is visible", bytes.len());
+                // A directory appears whole or not at all, also one that no name leads to yet.
+                let models = larder.store().join("v1/models");
+                for directory in std::fs::read_dir(&models).into_iter().flatten() {
+                    let directory = directory.expect("an entry").path();
+                    assert!(read_tree(&directory) == model.files, "{} is unfinished", directory.display());
                 }
             }
-            moved = origin.bytes_sent();
-            connections = connections.max(CONNECTIONS_MAX.min(origin.reads() as u64));
         }
         kills += u32::try_from(killed).expect("few");
         larder.holds("s3://models/m", &model.files);
         larder.ok(&["verify"]);
         let again = origin.bytes_sent().saturating_sub(model.len());
-        let allowed = killed * (CONNECTIONS_MAX.min(connections) * LOSS_PER_CONNECTION_MAX);
-        assert!(again <= allowed, "{again} bytes moved twice in {killed} kills, of {moved}");
+        let allowed = killed * origin.in_flight_max() * LOSS_PER_CONNECTION_MAX;
+        assert!(again <= allowed, "{again} bytes moved twice in {killed} kills, {allowed} allowed");
+        (twice, most) = (twice + again, most + allowed);
     }
-    eprintln!("{kills} kills in {rounds} models");
+    eprintln!("{kills} kills in {rounds} models: {twice} bytes moved twice, {most} allowed");
 }
 
 /// What a kill costs, counted by larder itself: chunks that were recorded are not asked for again.
@@ -75,13 +75,11 @@ fn a_resumed_pull_asks_only_for_what_was_not_recorded() {
     child.kill().expect("a child");
     child.wait().expect("a child");
     let sent = origin.bytes_sent();
-    let reads = origin.reads() as u64;
+    let allowed = origin.in_flight_max() * LOSS_PER_CONNECTION_MAX;
     origin.behave();
     let done = larder.prefetch("s3://models/m");
     let here = done["bytes_here"].as_u64().expect("a number");
-    // Each connection held at most one chunk that was not complete; socket buffers are small
-    // against 2 MiB/s.
-    assert!(here + reads * (1 << 20) + (8 << 20) >= sent, "{here} of {sent} sent bytes are kept, {reads} reads");
+    assert!(here + allowed >= sent, "{here} of {sent} sent bytes are kept, {allowed} may be lost");
     assert!(here > 0, "{done}");
     larder.holds("s3://models/m", &model.files);
 }

@@ -1,31 +1,38 @@
 //! Credentials that live shorter than the pull, from each of the places users have them.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Front, Issuer, Noise, Origin};
 
 use crate::support::Larder;
 
+const BYTES: usize = 8 << 20;
+const SLICE: usize = 32 << 10;
+
 /// Pulls one object so slowly that it takes about `pull`, with credentials that live `life`, and
 /// asserts that no request was made with an expired one.
 fn outlives(life: Duration, pull: Duration, larder: impl FnOnce(&Issuer) -> Larder) {
     let issuer = Issuer::start(life).expect("an issuer");
     let origin = Origin::start(Front::S3).expect("an origin");
-    let bytes = Noise::new(11).bytes(24 << 20);
+    let bytes = Noise::new(11).bytes(BYTES);
     origin.bucket().put("m/w.bin", bytes.clone(), Checksums::multipart());
     let valid = issuer.judge();
-    // Every read is cut off after its share of the time, so that there are many requests.
-    let total = Instant::now();
+    // Every read brings one slice in its turn and breaks off: many requests, spread over the time.
+    let turn = pull / u32::try_from(BYTES / SLICE).expect("few");
+    let next = Mutex::new(Instant::now());
     origin.misbehave(move |request| {
         if !valid(request) {
             return Some(Fault::Refuse(400, "ExpiredToken", None));
         }
-        let share = bytes_share(total.elapsed(), pull);
-        request.range().map(|(first, last)| {
-            // Whoever is ahead of the schedule waits; nobody waits longer than a stall may last.
-            let ahead = first.saturating_sub(share);
-            if ahead > 0 { Fault::Slow(512 << 10) } else { Fault::Truncate((last - first).min(256 << 10)) }
-        })
+        request.range()?;
+        let at = {
+            let mut next = next.lock().expect("no panic");
+            *next = (*next).max(Instant::now()) + turn;
+            *next
+        };
+        std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        Some(Fault::Truncate(SLICE as u64))
     });
     let mut larder = larder(&issuer);
     larder.set("AWS_ENDPOINT_URL_S3", origin.url());
@@ -40,11 +47,6 @@ fn outlives(life: Duration, pull: Duration, larder: impl FnOnce(&Issuer) -> Lard
     // Ahead of time, but not with every request.
     let lives = started.elapsed().as_secs_f64() / life.as_secs_f64();
     assert!((issuer.issued() as f64) < lives * 3.0 + 3.0, "{} credentials in {lives:.1} lives", issuer.issued());
-}
-
-/// How far a pull on schedule is.
-fn bytes_share(elapsed: Duration, pull: Duration) -> u64 {
-    (elapsed.as_secs_f64() / pull.as_secs_f64() * f64::from(24 << 20)) as u64
 }
 
 fn imds(issuer: &Issuer) -> Larder {

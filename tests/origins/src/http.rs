@@ -95,9 +95,14 @@ impl Answer {
     }
 }
 
-/// Answers requests; the second value is called with the bytes that were sent of the body.
-pub type Handler = dyn Fn(&Request) -> Answer + Send + Sync;
-pub type Sent = dyn Fn(u64) + Send + Sync;
+/// What stands behind a server.
+pub trait Site: Send + Sync {
+    fn answer(&self, request: &Request) -> Answer;
+    /// That many more bytes of a body were sent.
+    fn sent(&self, _bytes: u64) {}
+    /// An answer has ended, well or not.
+    fn ended(&self) {}
+}
 
 /// A listening server, ended by drop.
 pub struct Server {
@@ -107,7 +112,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(handler: Arc<Handler>, sent: Arc<Sent>) -> io::Result<Self> {
+    pub fn start(site: Arc<dyn Site>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -118,10 +123,10 @@ impl Server {
                     return;
                 }
                 let Ok(socket) = socket else { continue };
-                let (handler, sent, stop) = (Arc::clone(&handler), Arc::clone(&sent), Arc::clone(&stopping));
+                let (site, stop) = (Arc::clone(&site), Arc::clone(&stopping));
                 thread::spawn(move || {
                     // A peer that goes away is this server's everyday life.
-                    let _ = connection(&socket, &*handler, &*sent, &stop);
+                    let _ = connection(&socket, &*site, &stop);
                 });
             }
         });
@@ -145,17 +150,18 @@ impl Drop for Server {
     }
 }
 
-fn connection(socket: &TcpStream, handler: &Handler, sent: &Sent, stop: &AtomicBool) -> io::Result<()> {
+fn connection(socket: &TcpStream, site: &dyn Site, stop: &AtomicBool) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let mut reader = BufReader::new(socket.try_clone()?);
     while let Some(request) = read_request(&mut reader)? {
         if stop.load(Relaxed) {
             return Ok(());
         }
-        let answer = handler(&request);
+        let answer = site.answer(&request);
         thread::sleep(answer.delay);
-        let keep = write_answer(socket, &request, &answer, sent, stop)?;
-        if !keep {
+        let keep = write_answer(socket, &request, &answer, site, stop);
+        site.ended();
+        if !keep? {
             return Ok(());
         }
     }
@@ -228,7 +234,7 @@ fn write_answer(
     mut socket: &TcpStream,
     request: &Request,
     answer: &Answer,
-    sent: &Sent,
+    site: &dyn Site,
     stop: &AtomicBool,
 ) -> io::Result<bool> {
     let body = answer.bytes();
@@ -265,7 +271,7 @@ fn write_answer(
             }
             _ => socket.write_all(&body[from..to])?,
         }
-        sent((to - from) as u64);
+        site.sent((to - from) as u64);
         done = to as u64;
         if let Way::Slow(rate) = answer.way {
             let due = Duration::from_secs_f64(done as f64 / rate as f64);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::http::{Answer, Request, Server};
+use crate::http::{Answer, Request, Server, Site};
 
 /// What IMDSv2 hands out for a session.
 const IMDS_TOKEN: &str = "imds-session-token";
@@ -28,8 +28,7 @@ impl Issuer {
     /// Every credential lives for `life`.
     pub fn start(life: Duration) -> io::Result<Self> {
         let state = Arc::new(State { life, issued: Mutex::default() });
-        let answering = Arc::clone(&state);
-        let server = Server::start(Arc::new(move |request: &Request| answering.answer(request)), Arc::new(|_| {}))?;
+        let server = Server::start(Arc::clone(&state) as _)?;
         Ok(Self { server, state })
     }
 
@@ -87,7 +86,9 @@ impl State {
         });
         Answer::new(200, body.to_string()).with("Content-Type", "application/json")
     }
+}
 
+impl Site for State {
     fn answer(&self, request: &Request) -> Answer {
         let security_credentials = "/latest/meta-data/iam/security-credentials/";
         match (request.method.as_str(), request.path.as_str()) {

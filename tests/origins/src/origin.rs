@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::bucket::{Bucket, Stored};
 use crate::fault::Fault;
 use crate::gcs;
-use crate::http::{Answer, Request, Server};
+use crate::http::{Answer, Request, Server, Site};
 
 /// Keys of one page of a listing.
 const PAGE_LEN: usize = 1000;
@@ -40,6 +40,9 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     sent: AtomicU64,
     page_len: AtomicU64,
+    front: Front,
+    in_flight: AtomicU64,
+    in_flight_max: AtomicU64,
 }
 
 /// The server. Ends with the value.
@@ -57,14 +60,11 @@ impl Origin {
             seen: Mutex::default(),
             sent: AtomicU64::new(0),
             page_len: AtomicU64::new(PAGE_LEN as u64),
+            front,
+            in_flight: AtomicU64::new(0),
+            in_flight_max: AtomicU64::new(0),
         });
-        let (for_answers, for_bytes) = (Arc::clone(&state), Arc::clone(&state));
-        let server = Server::start(
-            Arc::new(move |request: &Request| for_answers.answer(front, request)),
-            Arc::new(move |bytes: u64| {
-                for_bytes.sent.fetch_add(bytes, Relaxed);
-            }),
-        )?;
+        let server = Server::start(Arc::clone(&state) as _)?;
         Ok(Self { server, state })
     }
 
@@ -111,9 +111,16 @@ impl Origin {
         lock(&self.state.seen).iter().filter(|seen| seen.is_read).count()
     }
 
+    /// The most requests that were answered at the same time.
+    #[must_use]
+    pub fn in_flight_max(&self) -> u64 {
+        self.state.in_flight_max.load(Relaxed)
+    }
+
     pub fn forget_seen(&self) {
         lock(&self.state.seen).clear();
         self.state.sent.store(0, Relaxed);
+        self.state.in_flight_max.store(0, Relaxed);
     }
 
     /// Keys per page of a listing.
@@ -134,12 +141,22 @@ fn is_read(request: &Request) -> bool {
         && (request.query("alt") == Some("media") || request.path.matches('/').count() >= 2)
 }
 
-impl State {
-    fn answer(&self, front: Front, request: &Request) -> Answer {
+impl Site for State {
+    fn sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Relaxed);
+    }
+
+    fn ended(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    fn answer(&self, request: &Request) -> Answer {
+        let in_flight = self.in_flight.fetch_add(1, Relaxed) + 1;
+        self.in_flight_max.fetch_max(in_flight, Relaxed);
         let page_len = usize::try_from(self.page_len.load(Relaxed)).unwrap_or(PAGE_LEN);
         let rule = Arc::clone(&lock(&self.rule));
         let fault = rule(request);
-        let answer = match front {
+        let answer = match self.front {
             Front::S3 => s3(&self.bucket, request, page_len),
             Front::Gcs => gcs::answer(&self.bucket, request, page_len),
         };
