@@ -1,5 +1,9 @@
 //! larder keeps one verified copy of a model per node.
-#![allow(missing_docs)]
+#![doc = include_str!("ARCHITECTURE.md")]
+#![warn(missing_docs, clippy::disallowed_methods, clippy::print_stderr, clippy::print_stdout)]
+#![warn(clippy::cast_precision_loss, clippy::zombie_processes)]
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
+
 pub mod cli;
 pub mod domain;
 pub mod fetch;

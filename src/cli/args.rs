@@ -1,5 +1,7 @@
 //! What can be typed. The texts here are the manual.
 
+#![expect(clippy::doc_markdown, reason = "read on a terminal, where backticks are noise")]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};

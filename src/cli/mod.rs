@@ -1,5 +1,6 @@
 //! The command line: parse, dispatch, and say how it went.
 
+mod allocator;
 mod args;
 mod console;
 mod exit;
@@ -28,6 +29,7 @@ const ASYNC_THREADS_MAX: usize = 4;
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    allocator::settle();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -85,6 +87,7 @@ fn with_runtime(command: impl AsyncFnOnce(&Cancel) -> Result<Exit, Failure>) -> 
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Exit::Defect, format!("cannot start the runtime: {e}")))?;
+    #[expect(clippy::disallowed_methods, reason = "the one entry into the runtime")]
     let exit = runtime.block_on(async {
         let cancel = Cancel::default();
         let listening = tokio::spawn(listen(cancel.clone()));

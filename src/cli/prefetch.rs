@@ -24,7 +24,8 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
     let settling = settle_in_background(&store);
     let mut exit = Exit::Done;
     for source in &sources {
-        if let Err(failure) = pull(console, &store, source, selection.clone(), &args.origin, cancel).await {
+        let pulled = Box::pin(pull(console, &store, source, selection.clone(), &args.origin, cancel)).await;
+        if let Err(failure) = pulled {
             console.failure(&failure);
             if exit == Exit::Done {
                 exit = failure.exit;
@@ -85,7 +86,7 @@ pub(super) async fn pull(
     let progress = Arc::new(Progress::default());
     let pull = Pull {
         store: Arc::clone(store),
-        remote: cancel.guard(remote::open(source, &options)).await??,
+        remote: cancel.guard(Box::pin(remote::open(source, &options))).await??,
         source: source.clone(),
         selection,
         progress: Arc::clone(&progress),

@@ -122,7 +122,8 @@ async fn repair(
     for record in &affected {
         let source = Source::parse(&record.source)?;
         let selection = Selection::new(&record.include, &record.exclude)?;
-        if let Err(failure) = prefetch::pull(console, store, &source, selection, &args.origin, cancel).await {
+        let pulled = Box::pin(prefetch::pull(console, store, &source, selection, &args.origin, cancel)).await;
+        if let Err(failure) = pulled {
             console.failure(&failure);
             exit = failure.exit;
         }

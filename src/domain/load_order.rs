@@ -32,7 +32,7 @@ pub fn load_order(paths: &[&ModelPath], index: Option<&[u8]>) -> Vec<usize> {
     order
 }
 
-/// File name -> rank of its first mention in `weight_map`. serde_json keeps the map's order only
+/// File name -> rank of its first mention in `weight_map`. `serde_json` keeps the map's order only
 /// through a visitor, hence the hand-written one.
 fn shard_ranks(index: &[u8]) -> HashMap<String, usize> {
     #[derive(serde::Deserialize)]

@@ -1,6 +1,6 @@
 //! Where a file sits inside a model: a relative path that cannot leave its directory.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// `NAME_MAX` of every file system worth caching on (limits.h).
@@ -96,15 +96,15 @@ impl<'de> serde::Deserialize<'de> for ModelPath {
 /// # Errors
 /// [`PathError::Twice`] and [`PathError::FileIsDirectory`].
 pub fn check_paths<'a>(paths: impl IntoIterator<Item = &'a ModelPath>) -> Result<(), PathError> {
-    let mut sorted: BTreeMap<&str, ()> = BTreeMap::new();
+    let mut sorted: BTreeSet<&str> = BTreeSet::new();
     for path in paths {
-        if sorted.insert(path.as_str(), ()).is_some() {
+        if !sorted.insert(path.as_str()) {
             return Err(PathError::Twice(path.0.clone()));
         }
     }
-    for path in sorted.keys() {
+    for path in &sorted {
         for (at, _) in path.match_indices('/') {
-            if sorted.contains_key(&path[..at]) {
+            if sorted.contains(&path[..at]) {
                 return Err(PathError::FileIsDirectory { file: path[..at].to_owned(), below: (*path).to_owned() });
             }
         }

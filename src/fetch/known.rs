@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 
 use super::Error;
 use super::worker::Wire;
-use crate::domain::{Checksum, Claims, Digest, Object, Source};
+use crate::domain::{Checksum, Digest, Object, Source};
 use crate::store::{ObjectId, Store};
 
 /// A file whose bytes are here.
@@ -77,7 +77,9 @@ pub async fn ask_claims(wire: &Wire, object: &mut Object) {
     if !object.more_claims {
         return;
     }
-    match wire.remote.claims(object).await {
+    // Whoever asked meets the cancellation again at the next request.
+    let Ok(answer) = wire.cancel.guard(wire.remote.claims(object)).await else { return };
+    match answer {
         Ok(claims) => {
             object.claims = claims;
             object.more_claims = false;
@@ -92,6 +94,6 @@ pub async fn md5_stands(wire: &Wire, object: &Object) -> bool {
     if !object.claims.md5_is_etag {
         return true;
     }
-    let asked: Result<Claims, _> = wire.remote.claims(object).await;
+    let Ok(asked) = wire.cancel.guard(wire.remote.claims(object)).await else { return true };
     asked.map_or(true, |claims| claims.checksums.iter().any(|sum| object.claims.checksums.contains(sum)))
 }

@@ -10,7 +10,7 @@ const ATTEMPTS_MAX: u32 = 9;
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(8);
 /// The longest that a server's `Retry-After` is believed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 
 /// The patience of one request: pauses double, and any progress makes it new.
 #[derive(Debug)]

@@ -215,7 +215,7 @@ fn storage_error(uri: &str, error: &google_cloud_storage::Error) -> Error {
         Some(http::StatusCode::NOT_FOUND) => Error::Changed { uri: uri.to_owned() },
         Some(status) => {
             let headers = error.http_headers().cloned().unwrap_or_default();
-            Refused::of_parts(status, &headers, String::new(), detail).about(uri)
+            Refused::of_parts(status, &headers, "", &detail).about(uri)
         }
         None => Error::Unavailable { uri: uri.to_owned(), detail },
     }

@@ -18,7 +18,7 @@ use object_store::client::{
 use super::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Error bodies are XML or JSON of a few hundred bytes; no more than this is read of one.
 const ERROR_BODY_LEN_MAX: usize = 64 << 10;
 /// Where credentials of machines live (EC2 and ECS, EKS, GCE): never behind a proxy.
@@ -94,10 +94,10 @@ pub(super) struct Refused {
 
 impl Refused {
     /// A refusal whose body somebody else has read.
-    pub(super) fn of_parts(status: StatusCode, headers: &HeaderMap, code: String, message: String) -> Self {
+    pub(super) fn of_parts(status: StatusCode, headers: &HeaderMap, code: &str, message: &str) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let retry_after = text("retry-after").and_then(|value| retry_after(&value, SystemTime::now()));
-        Self { status, code: clean(&code), message: clean(&message), retry_after, region: text("x-amz-bucket-region") }
+        Self { status, code: clean(code), message: clean(message), retry_after, region: text("x-amz-bucket-region") }
     }
 
     /// Reads a refusal, with a bounded body.
@@ -117,7 +117,7 @@ impl Refused {
         let _ = tokio::time::timeout(Duration::from_secs(2), reading).await;
         let body = String::from_utf8_lossy(&bytes);
         let (code, message) = code_and_message(&body);
-        let mut refused = Self::of_parts(status, headers, code, message);
+        let mut refused = Self::of_parts(status, headers, &code, &message);
         refused.region = refused.region.or_else(|| element(&body, "Region"));
         refused
     }
@@ -191,10 +191,10 @@ fn clean(text: &str) -> String {
 
 /// `Retry-After`: seconds or an HTTP date (RFC 9110, section 10.2.3).
 fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    use aws_smithy_types::date_time::{DateTime, Format};
     if let Ok(seconds) = value.trim().parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    use aws_smithy_types::date_time::{DateTime, Format};
     let at = DateTime::from_str(value.trim(), Format::HttpDate).ok()?;
     SystemTime::try_from(at).ok()?.duration_since(now).ok()
 }
@@ -255,7 +255,7 @@ fn without_urls(text: &str) -> String {
         .join(" ")
 }
 
-/// Gives object_store our client.
+/// Gives `object_store` our client.
 #[derive(Debug, Clone)]
 pub(super) struct Connector(pub reqwest::Client);
 

@@ -1,6 +1,6 @@
 //! One file over HTTP(S).
 //!
-//! Not by object_store: its HTTP store cannot keep a query string, and presigned URLs are one.
+//! Not by `object_store`: its HTTP store cannot keep a query string, and presigned URLs are one.
 
 use std::ops::Range;
 
@@ -155,11 +155,11 @@ fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
 
 /// A strong ETag, else the time of the last change (weak tags may not be used with ranges).
 fn version(headers: &HeaderMap) -> Version {
+    use aws_smithy_types::date_time::{DateTime, Format};
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(etag) = text(header::ETAG).filter(|etag| !etag.starts_with("W/")) {
         return Version::Etag(etag.to_owned());
     }
-    use aws_smithy_types::date_time::{DateTime, Format};
     let modified = text(header::LAST_MODIFIED).and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
     Version::Modified(modified.map_or(0, |date| date.secs()))
 }

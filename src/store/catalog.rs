@@ -4,7 +4,7 @@
 //! promises bytes that were not there; the blob may be gone later, which the reader of a record
 //! checks. Records are not synced one by one: losing the last of them costs a transfer, no truth.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 
@@ -30,6 +30,7 @@ pub struct ObjectId {
 impl ObjectId {
     /// A file name for this object's partial: 32 hex digits.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "strings and numbers always encode")]
     pub fn file_id(&self) -> String {
         let text = serde_json::to_vec(self).expect("strings and numbers always encode");
         blake3::hash(&text).to_hex()[..32].to_owned()
@@ -72,7 +73,8 @@ pub(super) struct Catalog {
     known: HashMap<ObjectId, Known>,
     /// Checksums that prove equality -> digest, whichever origin says them.
     proofs: HashMap<(Checksum, u64), Digest>,
-    sizes: HashSet<u64>,
+    /// Objects by size: what a look-up by checksum goes through.
+    by_size: HashMap<u64, Vec<ObjectId>>,
     dropped: usize,
 }
 
@@ -96,7 +98,7 @@ impl Catalog {
             file,
             known: HashMap::with_capacity(known.len()),
             proofs: HashMap::new(),
-            sizes: HashSet::new(),
+            by_size: HashMap::new(),
             dropped,
         };
         for entry in known.into_values() {
@@ -109,8 +111,10 @@ impl Catalog {
         if let Some(checked) = known.checked.filter(Checksum::is_proof) {
             self.proofs.insert((checked, known.id.size), known.digest);
         }
-        self.sizes.insert(known.id.size);
-        self.known.insert(known.id.clone(), known);
+        let (id, size) = (known.id.clone(), known.id.size);
+        if self.known.insert(id.clone(), known).is_none() {
+            self.by_size.entry(size).or_default().push(id);
+        }
     }
 
     /// Lines that were dropped at open because their check failed.
@@ -149,9 +153,7 @@ impl Catalog {
         let claims = &object.claims.checksums;
         let etag = matches!(&object.version, Version::Etag(etag) if is_content_etag(etag));
         let same = |known: &&Known| {
-            known.id.origin == origin
-                && known.id.size == object.size
-                && known.checked.is_some_and(|checked| claims.contains(&checked))
+            known.id.origin == origin && known.checked.is_some_and(|checked| claims.contains(&checked))
         };
         let proof = |known: &Known| {
             if etag && known.id.version == object.version {
@@ -159,12 +161,13 @@ impl Catalog {
             }
             known.stated_md5.filter(|md5| claims.contains(md5)).map(|_| (known.digest, "MD5 and CRC"))
         };
-        self.known.values().filter(same).find_map(proof)
+        let of_size = self.by_size.get(&object.size).into_iter().flatten();
+        of_size.filter_map(|id| self.known.get(id)).filter(same).find_map(proof)
     }
 
     /// Whether some pulled object has this size: only then is asking for checksums worth a call.
     pub(super) fn has_size(&self, size: u64) -> bool {
-        self.sizes.contains(&size)
+        self.by_size.contains_key(&size)
     }
 
     /// Every record.

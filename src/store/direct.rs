@@ -14,12 +14,12 @@ const READ_LEN: usize = 1 << 20;
 pub(super) struct Reader {
     file: File,
     size: u64,
-    /// An anonymous map is page-aligned, which O_DIRECT needs and `Vec` does not promise.
+    /// An anonymous map is page-aligned, which `O_DIRECT` needs and `Vec` does not promise.
     buffer: MmapMut,
 }
 
 impl Reader {
-    /// Opens with O_DIRECT, or plainly where the file system has none (tmpfs before 6.6, FUSE).
+    /// Opens with `O_DIRECT`, or plainly where the file system has none (tmpfs before 6.6, FUSE).
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let direct = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).map_err(io::Error::other)?;
         let file = match OpenOptions::new().read(true).custom_flags(direct).open(path) {

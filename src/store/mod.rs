@@ -46,7 +46,7 @@ pub use writeback::{WriteBack, dirty_budget};
 
 /// Blobs older than this are on the disk by the kernel's own flusher (`dirty_expire_centisecs`
 /// is 30 s by default), so settling them costs little.
-const SETTLE_AGE: Duration = Duration::from_secs(60);
+const SETTLE_AGE: Duration = Duration::from_mins(1);
 
 /// A store, owned.
 #[derive(Debug)]

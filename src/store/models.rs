@@ -62,6 +62,7 @@ impl SourceRecord {
     /// The file name of this record: one per source and selection. `s3://b/m` and `s3://b/m/`
     /// are the same model to a person, so they share it.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "strings always encode")]
     pub fn id(&self) -> String {
         let key = (self.source.trim_end_matches('/'), &self.include, &self.exclude);
         let text = serde_json::to_vec(&key).expect("strings always encode");

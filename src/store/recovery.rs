@@ -103,7 +103,7 @@ fn expire_partials(layout: &Layout, recovered: &mut Recovered) -> Result<(), Err
         let modified = path.metadata().and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
         if SystemTime::now().duration_since(modified).is_ok_and(|age| age > PARTIAL_AGE_MAX) {
             fsx::remove_if_there(&path).at("remove", &path)?;
-            recovered.partials_expired += usize::from(name.ends_with(".bytes"));
+            recovered.partials_expired += usize::from(name.strip_suffix(".bytes").is_some());
         }
     }
     Ok(())

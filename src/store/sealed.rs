@@ -75,7 +75,7 @@ pub(super) fn settle(layout: &Layout, digest: &Digest) -> Result<(), Error> {
 
 /// Hashes a blob on disk and compares every chunk with its recorded value.
 ///
-/// Reads past the page cache where the file system can (O_DIRECT), because a scrub that reads
+/// Reads past the page cache where the file system can (`O_DIRECT`), because a scrub that reads
 /// memory says nothing about the disk. `each` is told the bytes read so far and may stop the
 /// scrub by returning false; then the answer is `Ok(None)`.
 pub(super) fn scrub(

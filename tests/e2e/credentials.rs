@@ -55,7 +55,7 @@ fn imds(issuer: &Issuer) -> Larder {
 
 #[test]
 fn a_minute_from_the_instance_metadata_carries_minutes() {
-    outlives(Duration::from_secs(60), Duration::from_secs(150), imds);
+    outlives(Duration::from_mins(1), Duration::from_secs(150), imds);
 }
 
 #[test]

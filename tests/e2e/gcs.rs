@@ -121,9 +121,9 @@ fn keys_with_a_nul_are_refused_by_name() {
 #[test]
 fn the_metadata_servers_token_is_sent() {
     let (origin, model) = gcs_with_model();
-    let issuer = Issuer::start(std::time::Duration::from_secs(180)).expect("an issuer");
+    let issuer = Issuer::start(std::time::Duration::from_mins(3)).expect("an issuer");
     let valid = issuer.judge();
-    origin.misbehave(move |request| (!valid(request)).then(|| Fault::Refuse(401, "authError", None)));
+    origin.misbehave(move |request| (!valid(request)).then_some(Fault::Refuse(401, "authError", None)));
     let host = issuer.url().trim_start_matches("http://").to_owned();
     let larder = Larder::new([("GCE_METADATA_HOST", host)]);
     let endpoint = origin.url();

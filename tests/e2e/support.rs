@@ -10,7 +10,7 @@ use larder_origins::{Bucket, Checksums, Front, Origin, SampleModel};
 use serde_json::Value;
 
 /// No command of a test may take longer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A store and the environment in which commands see an origin.
 pub struct Larder {

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 /// Refresh when less than this is left, or a quarter of the lifetime where that is shorter: a
 /// request signed just before expiry may be read just after it.
-const MARGIN_MAX: Duration = Duration::from_secs(300);
+const MARGIN_MAX: Duration = Duration::from_mins(5);
 /// The chain may ask several places in turn.
 const CHAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a refresh that failed, the old credential is used this long before the next try.

@@ -1,4 +1,4 @@
-//! S3 and everything that speaks it: object_store moves the bytes, the AWS SDK does the rest
+//! S3 and everything that speaks it: `object_store` moves the bytes, the AWS SDK does the rest
 //! (settings, credential chain, listings with checksum names, stored checksums).
 
 mod credentials;
@@ -146,7 +146,7 @@ fn path_style(endpoint: Option<&str>, bucket: &str) -> bool {
     }
 }
 
-/// object_store wants the bucket inside a virtual-hosted endpoint.
+/// `object_store` wants the bucket inside a virtual-hosted endpoint.
 fn with_bucket(endpoint: &str, bucket: &str, path_style: bool) -> String {
     let endpoint = endpoint.trim_end_matches('/');
     match endpoint.split_once("://") {
@@ -264,7 +264,7 @@ fn entry(object: &aws_sdk_s3::types::Object) -> Option<Entry> {
     })
 }
 
-/// object_store wraps our own error several times: what we said ourselves is found inside.
+/// `object_store` wraps our own error several times: what we said ourselves is found inside.
 fn store_error(uri: &str, error: &object_store::Error) -> Error {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = next {

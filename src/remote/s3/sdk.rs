@@ -41,6 +41,7 @@ impl HttpClient for SdkHttp {
 }
 
 /// Turns an SDK error about `uri` into ours.
+#[expect(clippy::needless_pass_by_value, reason = "a function for `map_err`")]
 pub(super) fn error<E>(uri: &str, error: SdkError<E, Response>) -> Error
 where
     E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
@@ -60,7 +61,7 @@ where
         }
         let code = error.code().unwrap_or_default().to_owned();
         let message = error.message().unwrap_or_default().to_owned();
-        return Refused::of_parts(status, &headers, code, message).about(uri);
+        return Refused::of_parts(status, &headers, &code, &message).about(uri);
     }
     let detail = transport::chain(&error);
     // The chain's own error sits somewhere below; nothing else speaks of credentials.

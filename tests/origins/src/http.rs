@@ -82,7 +82,7 @@ impl Answer {
     }
 
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
@@ -274,7 +274,7 @@ fn write_answer(
         site.sent((to - from) as u64);
         done = to as u64;
         if let Way::Slow(rate) = answer.way {
-            let due = Duration::from_secs_f64(done as f64 / rate as f64);
+            let due = Duration::from_micros(done * 1_000_000 / rate.max(1));
             thread::sleep(due.saturating_sub(started.elapsed()));
         }
         if stop.load(Relaxed) {

@@ -45,7 +45,6 @@ impl Issuer {
 
     /// A judge of requests that outlives the borrow: whether the request carries a session token
     /// (S3) or bearer token (GCS) that was issued here and has not expired.
-    #[must_use]
     pub fn judge(&self) -> impl Fn(&Request) -> bool + Send + Sync + 'static {
         let state = Arc::clone(&self.state);
         move |request| {

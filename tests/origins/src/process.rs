@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Where a program is, if it is on `PATH` (or where Debian puts servers).
 #[must_use]
@@ -49,7 +49,7 @@ impl Drop for Process {
     }
 }
 
-/// `moto_server` (PyPI: `moto[server]`): an S3 implementation that shares nothing with ours.
+/// `moto_server` (`PyPI`: `moto[server]`): an S3 implementation that shares nothing with ours.
 pub struct Moto {
     port: u16,
     _process: Process,
@@ -86,7 +86,7 @@ pub struct Nginx {
     port: u16,
     root: PathBuf,
     // Dropped before the directory, or nginx would find it gone.
-    _process: Process,
+    process: Process,
     _state: tempfile::TempDir,
 }
 
@@ -124,7 +124,7 @@ impl Nginx {
         let mut command = Command::new(program);
         command.arg("-p").arg(state.path()).arg("-c").arg(&file).arg("-e").arg(state.path().join("error.log"));
         let process = Process::start(&mut command, port)?;
-        Ok(Self { scheme, port, root: root.to_owned(), _process: process, _state: state })
+        Ok(Self { scheme, port, root: root.to_owned(), process, _state: state })
     }
 
     #[must_use]
@@ -135,7 +135,7 @@ impl Nginx {
     /// The process, to measure it.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self._process.0.id()
+        self.process.0.id()
     }
 
     /// Writes the listing of one bucket from what lies in its directory, with the ETags that

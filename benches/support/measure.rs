@@ -1,0 +1,98 @@
+//! One child process, measured by the kernel.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a child cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    pub wall: Duration,
+    /// User and system time.
+    pub cpu: Duration,
+    /// Peak resident set, bytes.
+    pub rss: u64,
+}
+
+/// Runs a command to its end and asks the kernel what it cost.
+pub fn run(command: &mut Command) -> Cost {
+    let started = Instant::now();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    let child = child.unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (status, usage) = wait4(&child);
+    let wall = started.elapsed();
+    assert!(status == 0, "{command:?} ended with wait status {status}");
+    let time = |t: libc::timeval| {
+        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+    };
+    // ru_maxrss is in KiB on Linux (getrusage(2)).
+    Cost { wall, cpu: time(usage.ru_utime) + time(usage.ru_stime), rss: usage.ru_maxrss.unsigned_abs() * 1024 }
+}
+
+/// `wait4(2)`: the only call that gives one child's resources.
+#[expect(unsafe_code, reason = "neither std nor rustix has wait4")]
+fn wait4(child: &Child) -> (i32, libc::rusage) {
+    let pid = i32::try_from(child.id()).expect("a pid");
+    let mut status = 0;
+    // SAFETY: rusage is plain data, valid when zeroed; both pointers live through the call.
+    let (ended, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::wait4(pid, &raw mut status, 0, &raw mut usage), usage)
+    };
+    assert_eq!(ended, pid, "wait4: {}", std::io::Error::last_os_error());
+    (status, usage)
+}
+
+/// Costs of one side over the rounds.
+#[derive(Debug)]
+pub struct Side {
+    pub name: String,
+    pub bytes: u64,
+    pub costs: Vec<Cost>,
+}
+
+impl Side {
+    pub fn new(name: &str, bytes: u64) -> Self {
+        Self { name: name.to_owned(), bytes, costs: Vec::new() }
+    }
+
+    fn median(&self, of: impl Fn(&Cost) -> f64) -> f64 {
+        let mut values: Vec<f64> = self.costs.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
+    }
+
+    pub fn cpu_per_gib(&self) -> f64 {
+        self.median(|cost| cost.cpu.as_secs_f64()) / (self.bytes as f64 / f64::from(1 << 30))
+    }
+
+    pub fn wall(&self) -> f64 {
+        self.median(|cost| cost.wall.as_secs_f64())
+    }
+
+    pub fn rss_mib(&self) -> f64 {
+        self.costs.iter().map(|cost| cost.rss as f64).fold(0.0, f64::max) / f64::from(1 << 20)
+    }
+
+    pub fn print(&self) {
+        println!(
+            "  {:<28} {:>6.2} CPU-s/GiB {:>7.2} s wall {:>7.0} MiB peak",
+            self.name,
+            self.cpu_per_gib(),
+            self.wall(),
+            self.rss_mib()
+        );
+    }
+}
+
+/// Prints both sides and their ratios.
+pub fn compare(title: &str, ours: &Side, theirs: &Side) {
+    println!("{title} ({} rounds, in turn)", ours.costs.len());
+    theirs.print();
+    ours.print();
+    println!(
+        "  ratio: {:.2} CPU, {:.2} wall\n",
+        ours.cpu_per_gib() / theirs.cpu_per_gib(),
+        ours.wall() / theirs.wall()
+    );
+}
