@@ -20,7 +20,27 @@ pub enum Checksum {
     Md5([u8; 16]),
 }
 
+/// A CRC that can be taken chunk by chunk, in any order, and combined.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CrcKind {
+    /// CRC-64/NVME.
+    Crc64Nvme,
+    /// CRC-32C.
+    Crc32c,
+}
+
 impl Checksum {
+    /// Which CRC it is, if it is one.
+    #[must_use]
+    pub const fn crc_kind(&self) -> Option<CrcKind> {
+        match self {
+            Self::Crc64Nvme(_) => Some(CrcKind::Crc64Nvme),
+            Self::Crc32c(_) => Some(CrcKind::Crc32c),
+            Self::Sha256(_) | Self::Md5(_) => None,
+        }
+    }
+
     /// The algorithm's usual name.
     #[must_use]
     pub const fn algorithm(&self) -> &'static str {
@@ -43,11 +63,11 @@ impl Checksum {
         }
     }
 
-    /// Whether equality of this checksum proves equality of bytes even against an origin that
-    /// lies about its objects: no for CRCs, which anybody can forge.
+    /// Whether equality of this checksum proves equality of bytes even where one person made both
+    /// files: CRCs and MD5 collide on demand.
     #[must_use]
     pub const fn is_proof(&self) -> bool {
-        matches!(self, Self::Sha256(_) | Self::Md5(_))
+        matches!(self, Self::Sha256(_))
     }
 
     /// Parses base64 of a big-endian CRC-64/NVME.

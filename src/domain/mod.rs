@@ -23,7 +23,7 @@ mod path;
 mod source;
 mod tree;
 
-pub use checksum::{Checksum, Claims};
+pub use checksum::{Checksum, Claims, CrcKind};
 pub use chunk_set::ChunkSet;
 pub use digest::{Digest, DigestError};
 pub use grid::{ChunkIndex, Grid};

@@ -10,8 +10,11 @@ use crc_fast::CrcAlgorithm;
 use md5::Md5;
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::{Checksum, ChunkIndex, Grid};
+use crate::domain::{Checksum, ChunkIndex, CrcKind, Grid};
 use crate::store::{self, ChunkRecord, Partial};
+
+/// Read back at once, from the page cache.
+const READ_LEN: u64 = 256 << 10;
 
 /// What to compute over one file.
 #[derive(Debug)]
@@ -56,20 +59,25 @@ impl Sequential {
     }
 }
 
-const fn crc_algorithm(claim: Option<Checksum>) -> Option<CrcAlgorithm> {
-    match claim {
-        Some(Checksum::Crc64Nvme(_)) => Some(CrcAlgorithm::Crc64Nvme),
-        Some(Checksum::Crc32c(_)) => Some(CrcAlgorithm::Crc32Iscsi),
-        _ => None,
+const fn algorithm_of(kind: CrcKind) -> CrcAlgorithm {
+    match kind {
+        CrcKind::Crc64Nvme => CrcAlgorithm::Crc64Nvme,
+        CrcKind::Crc32c => CrcAlgorithm::Crc32Iscsi,
     }
 }
 
-fn crc_checksum(algorithm: CrcAlgorithm, crc: u64) -> Checksum {
-    match algorithm {
-        CrcAlgorithm::Crc64Nvme => Checksum::Crc64Nvme(crc),
+fn checksum_of(kind: CrcKind, crc: u64) -> Checksum {
+    match kind {
+        CrcKind::Crc64Nvme => Checksum::Crc64Nvme(crc),
         // A 32-bit CRC comes in the low half.
-        _ => Checksum::Crc32c((crc & 0xffff_ffff) as u32),
+        CrcKind::Crc32c => Checksum::Crc32c((crc & 0xffff_ffff) as u32),
     }
+}
+
+/// A running CRC of one chunk.
+#[must_use]
+pub fn chunk_crc(kind: Option<CrcKind>) -> Option<crc_fast::Digest> {
+    kind.map(|kind| crc_fast::Digest::new(algorithm_of(kind)))
 }
 
 impl Check {
@@ -83,12 +91,6 @@ impl Check {
     #[must_use]
     pub const fn claim(&self) -> Option<Checksum> {
         self.claim
-    }
-
-    /// A running CRC of one chunk, where the claim is one.
-    #[must_use]
-    pub fn chunk_crc(&self) -> Option<crc_fast::Digest> {
-        crc_algorithm(self.claim).map(crc_fast::Digest::new)
     }
 
     /// Takes the chunks that have become contiguous into a sequential hash. Returns at once when
@@ -109,9 +111,15 @@ impl Check {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn of_partial(&self, partial: &Partial) -> Result<Option<Checksum>, store::Error> {
-        if let Some(algorithm) = crc_algorithm(self.claim) {
+        if let Some(kind) = self.claim.and_then(|claim| claim.crc_kind()) {
             let Some(records) = partial.records() else { return Ok(None) };
-            return Ok(Some(crc_checksum(algorithm, combine(algorithm, partial.grid(), &records))));
+            let crc = if partial.crc_kind() == Some(kind) {
+                combine(algorithm_of(kind), partial.grid(), &records)
+            } else {
+                // An earlier pull that was told another checksum, or none, began this file.
+                reread(algorithm_of(kind), partial)?
+            };
+            return Ok(Some(checksum_of(kind, crc)));
         }
         let mut front = self.front.lock().unwrap_or_else(PoisonError::into_inner);
         front.advance(partial)?;
@@ -121,10 +129,10 @@ impl Check {
     /// What bytes in memory have.
     #[must_use]
     pub fn of_slices(&self, slices: &[Bytes]) -> Option<Checksum> {
-        if let Some(algorithm) = crc_algorithm(self.claim) {
-            let mut crc = crc_fast::Digest::new(algorithm);
+        if let Some(kind) = self.claim.and_then(|claim| claim.crc_kind()) {
+            let mut crc = crc_fast::Digest::new(algorithm_of(kind));
             slices.iter().for_each(|slice| crc.update(slice));
-            return Some(crc_checksum(algorithm, crc.finalize()));
+            return Some(checksum_of(kind, crc.finalize()));
         }
         let mut hasher = Sequential::of(self.claim)?;
         slices.iter().for_each(|slice| hasher.update(slice));
@@ -135,23 +143,36 @@ impl Check {
 impl Front {
     fn advance(&mut self, partial: &Partial) -> Result<(), store::Error> {
         let Some(hasher) = &mut self.hasher else { return Ok(()) };
-        let grid = *partial.grid();
         let present = partial.present();
-        let mut buffer = Vec::new();
-        while self.next < grid.chunk_count() && present.contains(ChunkIndex(self.next)) {
-            let range = grid.chunk_range(ChunkIndex(self.next));
-            let mut at = range.start;
-            while at < range.end {
-                let len = (range.end - at).min(256 << 10);
-                buffer.resize(usize::try_from(len).unwrap_or(0), 0);
-                partial.read_at(at, &mut buffer)?;
-                hasher.update(&buffer);
-                at += len;
-            }
+        while self.next < partial.grid().chunk_count() && present.contains(ChunkIndex(self.next)) {
+            read_back(partial, ChunkIndex(self.next), &mut |bytes| hasher.update(bytes))?;
             self.next += 1;
         }
         Ok(())
     }
+}
+
+/// Reads one chunk that is there.
+fn read_back(partial: &Partial, index: ChunkIndex, take: &mut dyn FnMut(&[u8])) -> Result<(), store::Error> {
+    let range = partial.grid().chunk_range(index);
+    let mut buffer = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(READ_LEN);
+        buffer.resize(usize::try_from(len).unwrap_or(0), 0);
+        partial.read_at(at, &mut buffer)?;
+        take(&buffer);
+        at += len;
+    }
+    Ok(())
+}
+
+fn reread(algorithm: CrcAlgorithm, partial: &Partial) -> Result<u64, store::Error> {
+    let mut crc = crc_fast::Digest::new(algorithm);
+    for index in 0..partial.grid().chunk_count() {
+        read_back(partial, ChunkIndex(index), &mut |bytes| crc.update(bytes))?;
+    }
+    Ok(crc.finalize())
 }
 
 fn combine(algorithm: CrcAlgorithm, grid: &Grid, records: &[ChunkRecord]) -> u64 {
@@ -176,17 +197,18 @@ mod tests {
         let grid = Grid::of_size(bytes.len() as u64);
         for claim in [Checksum::Crc64Nvme(0), Checksum::Crc32c(0)] {
             let check = Check::new(Some(claim));
-            let algorithm = crc_algorithm(Some(claim)).expect("a CRC");
+            let kind = claim.crc_kind();
+            let algorithm = kind.map(algorithm_of).expect("a CRC");
             let records: Vec<ChunkRecord> = (0..grid.chunk_count())
                 .map(|index| {
                     let range = grid.chunk_range(ChunkIndex(index));
-                    let mut crc = check.chunk_crc().expect("a CRC");
+                    let mut crc = chunk_crc(kind).expect("a CRC");
                     crc.update(&bytes[range.start as usize..range.end as usize]);
                     ChunkRecord { value: [0; 32], crc: crc.finalize() }
                 })
                 .collect();
             let whole = check.of_slices(&[Bytes::from(bytes.clone())]);
-            assert_eq!(Some(crc_checksum(algorithm, combine(algorithm, &grid, &records))), whole);
+            assert_eq!(kind.map(|kind| checksum_of(kind, combine(algorithm, &grid, &records))), whole);
         }
     }
 

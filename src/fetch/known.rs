@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use super::Error;
 use super::worker::Wire;
 use crate::domain::{Checksum, Digest, Object, Source};
-use crate::store::{ObjectId, Store};
+use crate::store::{Equal, ObjectId, Store};
 
 /// A file whose bytes are here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,12 @@ pub struct Have {
     pub checked: Option<Checksum>,
     /// The proof, where the bytes came from another object.
     pub equal_by: Option<&'static str>,
+}
+
+impl From<Equal> for Have {
+    fn from(equal: Equal) -> Self {
+        Self { digest: equal.digest, checked: Some(equal.checked), equal_by: Some(equal.proof) }
+    }
 }
 
 /// A file of the listing with all that is known of it.
@@ -63,9 +69,8 @@ async fn look_up_one(wire: &Wire, store: &Store, id: ObjectId, mut object: Objec
     }
     if object.size > 0 && store.has_size(object.size) {
         ask_claims(wire, &mut object).await;
-        if let Some((digest, proof)) = store.equal(&id.origin, &object) {
-            let have = Have { digest, checked: object.claims.to_check(), equal_by: Some(proof) };
-            return Wanted { object, id, have: Some(have) };
+        if let Some(equal) = store.equal(&id, &object) {
+            return Wanted { object, id, have: Some(equal.into()) };
         }
     }
     Wanted { object, id, have: None }

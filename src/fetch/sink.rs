@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::check::Check;
+use super::check::{Check, chunk_crc};
 use super::progress::{FileProgress, Progress};
 use crate::domain::{ChunkHasher, ChunkIndex};
 use crate::store::{self, ChunkRecord, Partial, WriteBack};
@@ -47,7 +47,7 @@ impl PartSink {
         Self {
             position: grid.chunk_range(chunk).start,
             hasher: ChunkHasher::new(&grid, chunk),
-            crc: file.check.chunk_crc(),
+            crc: chunk_crc(file.partial.crc_kind()),
             chunk,
             file,
             write_back,
@@ -107,7 +107,7 @@ impl PartSink {
                     return;
                 }
                 self.hasher = ChunkHasher::new(&grid, self.chunk);
-                self.crc = self.file.check.chunk_crc();
+                self.crc = chunk_crc(self.file.partial.crc_kind());
             }
         }
     }

@@ -58,7 +58,8 @@ enum Done {
 }
 
 enum Opened {
-    /// The checksums that came with opening prove it equal to a blob that is here.
+    /// It is here after all: proven equal to a blob by the checksums that came with opening, or
+    /// sealed by a process that died before saying so.
     Equal(Have),
     /// Every chunk was there already.
     Complete(Verdict),
@@ -235,6 +236,10 @@ impl<'a> Transfer<'a> {
             return self.fail(error);
         }
         self.queue.drop_file(at);
+        // Nobody will ask for that version again.
+        if let Some(Err(error)) = self.sinks[at].as_ref().map(|sink| sink.partial.discard()) {
+            tracing::debug!(%error, "a partial of an old version stays until it expires");
+        }
         self.close(at);
         if !self.changed.contains(&at) {
             self.changed.push(at);
@@ -312,7 +317,7 @@ async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Res
         match (check.claim(), check.of_slices(&slices)) {
             (Some(expected), Some(got)) if got != expected => Ok(Verdict::Wrong { object, expected, got }),
             (checked, _) => {
-                let digest = store.seal_bytes(id, &slices, &object.claims)?;
+                let digest = store.seal_bytes(id, &slices, checked, &object.claims)?;
                 Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
             }
         }
@@ -338,10 +343,13 @@ async fn open(tools: Tools, mut object: Object, id: ObjectId) -> Result<Opened, 
     known::ask_claims(&tools.wire, &mut object).await;
     blocking(move || {
         let checked = object.claims.to_check();
-        if let Some((digest, proof)) = tools.store.equal(&id.origin, &object) {
-            return Ok(Opened::Equal(Have { digest, checked, equal_by: Some(proof) }));
+        if let Some(equal) = tools.store.equal(&id, &object) {
+            return Ok(Opened::Equal(equal.into()));
         }
-        let partial = Arc::new(tools.store.partial(id)?);
+        if let Some(digest) = tools.store.sealed_before(&id)? {
+            return Ok(Opened::Equal(Have { digest, checked: None, equal_by: None }));
+        }
+        let partial = Arc::new(tools.store.partial(id, checked.and_then(|claim| claim.crc_kind()))?);
         let resumed = partial.bytes_resumed();
         tools.wire.progress.bytes_here.fetch_add(resumed, Relaxed);
         let progress = tools.wire.progress.begin(object.path.as_str(), object.size, resumed);
@@ -384,6 +392,6 @@ fn conclude(tools: &Tools, file: &FileSink, object: Object) -> Result<Verdict, E
         file.partial.discard()?;
         return Ok(Verdict::Wrong { object, expected, got });
     }
-    let digest = tools.store.seal(&file.partial, &object.claims)?;
+    let digest = tools.store.seal(&file.partial, checked, &object.claims)?;
     Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
 }

@@ -121,6 +121,11 @@ impl Wire {
         remote::Error::Unavailable { uri: self.remote.source().object_uri(&object.key), detail }
     }
 
+    fn too_much(&self, object: &Object) -> remote::Error {
+        let detail = "more bytes than were asked for".to_owned();
+        remote::Error::BadAnswer { uri: self.remote.source().object_uri(&object.key), detail }
+    }
+
     /// Pauses after a failure, or returns the final error.
     async fn pause(&self, patience: &mut Patience, error: remote::Error) -> Result<(), Error> {
         tracing::debug!(%error, "a request failed");
@@ -164,6 +169,9 @@ impl Wire {
             let Some(slice) = self.slice(object, &mut body).await? else {
                 return Err(self.unavailable(object, "the body ended early".into()));
             };
+            if slice.len() as u64 > object.size - *len {
+                return Err(self.too_much(object));
+            }
             *len += slice.len() as u64;
             slices.push(slice);
         }
@@ -200,11 +208,7 @@ impl Wire {
                 return Err(Failure::Wire(self.unavailable(object, format!("the body ended {missing} bytes early"))));
             };
             if slice.len() as u64 > end - disk.position {
-                let detail = "more bytes than were asked for".to_owned();
-                return Err(Failure::Wire(remote::Error::BadAnswer {
-                    uri: self.remote.source().object_uri(&object.key),
-                    detail,
-                }));
+                return Err(Failure::Wire(self.too_much(object)));
             }
             disk.push(slice).await.map_err(Failure::Final)?;
         }

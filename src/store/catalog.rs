@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ pub struct Known {
     pub id: ObjectId,
     /// Its content.
     pub digest: Digest,
-    /// The origin's checksum that the bytes were compared with while they came, if it had one.
+    /// The origin's checksum that the bytes themselves were compared with, if it had one.
     pub checked: Option<Checksum>,
     /// An MD5 that the origin's own API states and that nobody here compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,26 +52,44 @@ pub struct Known {
 }
 
 impl Known {
-    /// What is known once bytes agree with what the origin claims of them.
+    /// What is known of an object whose bytes were compared with `checked`, one of its claims.
     #[must_use]
-    pub fn new(id: ObjectId, digest: Digest, claims: &Claims) -> Self {
-        let checked = claims.to_check();
+    pub fn new(id: ObjectId, digest: Digest, checked: Option<Checksum>, claims: &Claims) -> Self {
         let stated = |sum: &&Checksum| matches!(sum, Checksum::Md5(_)) && !claims.md5_is_etag && checked != Some(**sum);
         Self { id, digest, checked, stated_md5: claims.checksums.iter().find(stated).copied() }
     }
+}
+
+/// A blob that an object is proven equal to, without having been fetched.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Equal {
+    /// The blob.
+    pub digest: Digest,
+    /// The claim of the object that was compared with these very bytes when they came.
+    pub checked: Checksum,
+    /// The proof, in words.
+    pub proof: &'static str,
 }
 
 /// Records beyond this many are not read: a catalog of a million objects is no cache of models.
 const RECORD_COUNT_MAX: usize = 1_000_000;
 /// Rewrite the log when it has this many superseded lines and they outnumber the live ones.
 const GARBAGE_MIN: usize = 1_000;
+/// A record is a few hundred bytes; a URI of 2 KiB makes the longest.
+const LINE_LEN_MAX: u64 = 16 << 10;
+
+/// What the log knows, without owning the store; nothing where it cannot be read.
+pub(super) fn read(layout: &Layout) -> HashMap<ObjectId, Known> {
+    let path = layout.catalog();
+    File::open(&path).ok().and_then(|file| load(&file, &path).ok()).map_or_else(HashMap::new, |(known, ..)| known)
+}
 
 /// The log with its index.
 #[derive(Debug)]
 pub(super) struct Catalog {
     file: File,
     known: HashMap<ObjectId, Known>,
-    /// Checksums that prove equality -> digest, whichever origin says them.
+    /// SHA-256 and size -> digest, whichever origin says it.
     proofs: HashMap<(Checksum, u64), Digest>,
     /// Objects by size: what a look-up by checksum goes through.
     by_size: HashMap<u64, Vec<ObjectId>>,
@@ -83,13 +101,10 @@ impl Catalog {
     pub(super) fn open(layout: &Layout) -> Result<Self, Error> {
         let path = layout.catalog();
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).at("open", &path)?;
-        let (known, lines, dropped, torn) = load(&file, &path)?;
-        if torn {
-            // Closes a torn last line, so that the next record starts on a line of its own.
-            file.write_all(b"\n").at("append to", &path)?;
-        }
+        let (known, lines, dropped) = load(&file, &path)?;
         let garbage = lines - known.len();
-        if garbage > GARBAGE_MIN && garbage > known.len() {
+        // A torn last line goes too, so that the next record starts on a line of its own.
+        if dropped > 0 || (garbage > GARBAGE_MIN && garbage > known.len()) {
             let text: Vec<u8> = known.values().flat_map(record::encode).collect();
             fsx::replace(&layout.scratch(), &path, &text).at("rewrite", &path)?;
             file = OpenOptions::new().read(true).append(true).open(&path).at("open", &path)?;
@@ -137,32 +152,37 @@ impl Catalog {
         self.known.get(id)
     }
 
-    /// A digest whose bytes are proven equal to `object`'s by the origin's own words.
+    /// A blob whose bytes are proven equal to `object`'s by the origin's own words.
     ///
-    /// Two kinds of proof. A cryptographic checksum that we computed ourselves over the blob and
-    /// that the origin now claims for the object. Or, within one origin only and at the same size,
-    /// the CRC that we checked together with the same ETag of content form (32 hex digits, perhaps
-    /// `-N`) or the same stated MD5: there the server made both by the same rule, and an uploader
-    /// cannot choose them.
-    pub(super) fn find_equal(&self, origin: &str, object: &Object) -> Option<(Digest, &'static str)> {
-        for claim in object.claims.checksums.iter().filter(|claim| claim.is_proof()) {
+    /// Two kinds of proof. A SHA-256 that we compared with the blob's bytes ourselves and that any
+    /// origin now claims for the object. Or, within one bucket, what we compared with the bytes
+    /// (a CRC or an MD5) together with the same ETag of content form or the same stated MD5: the
+    /// server made all of them by the same rule. Whoever makes both files can make them collide in
+    /// MD5 and CRC, so across buckets, which may belong to different people, these prove nothing.
+    pub(super) fn find_equal(&self, id: &ObjectId, object: &Object) -> Option<Equal> {
+        let claims = &object.claims.checksums;
+        for claim in claims.iter().filter(|claim| claim.is_proof()) {
             if let Some(digest) = self.proofs.get(&(*claim, object.size)) {
-                return Some((*digest, claim.algorithm()));
+                return Some(Equal { digest: *digest, checked: *claim, proof: claim.algorithm() });
             }
         }
-        let claims = &object.claims.checksums;
-        let etag = matches!(&object.version, Version::Etag(etag) if is_content_etag(etag));
-        let same = |known: &&Known| {
-            known.id.origin == origin && known.checked.is_some_and(|checked| claims.contains(&checked))
-        };
+        let content_etag = matches!(&object.version, Version::Etag(etag) if is_content_etag(etag));
         let proof = |known: &Known| {
-            if etag && known.id.version == object.version {
-                return Some((known.digest, "ETag and CRC"));
-            }
-            known.stated_md5.filter(|md5| claims.contains(md5)).map(|_| (known.digest, "MD5 and CRC"))
+            let checked = known.checked.filter(|checked| claims.contains(checked))?;
+            let is_md5 = matches!(checked, Checksum::Md5(_));
+            let proof = if is_md5 {
+                "MD5"
+            } else if content_etag && known.id.version == object.version {
+                "ETag and CRC"
+            } else if known.stated_md5.is_some_and(|md5| claims.contains(&md5)) {
+                "MD5 and CRC"
+            } else {
+                return None;
+            };
+            Some(Equal { digest: known.digest, checked, proof })
         };
         let of_size = self.by_size.get(&object.size).into_iter().flatten();
-        of_size.filter_map(|id| self.known.get(id)).filter(same).find_map(proof)
+        of_size.filter(|other| same_bucket(other, id)).filter_map(|other| self.known.get(other)).find_map(proof)
     }
 
     /// Whether some pulled object has this size: only then is asking for checksums worth a call.
@@ -176,6 +196,15 @@ impl Catalog {
     }
 }
 
+/// Whether two objects lie in one bucket (or on one host) of one origin.
+fn same_bucket(a: &ObjectId, b: &ObjectId) -> bool {
+    let bucket = |uri: &str| {
+        let (scheme, rest) = uri.split_once("://").unwrap_or(("", uri));
+        format!("{scheme}://{}", rest.split('/').next().unwrap_or_default())
+    };
+    a.origin == b.origin && bucket(&a.uri) == bucket(&b.uri)
+}
+
 /// 32 hex digits, perhaps with `-N` behind: MD5 of the content or of its parts' MD5s.
 fn is_content_etag(etag: &str) -> bool {
     let etag = etag.trim_matches('"');
@@ -185,17 +214,21 @@ fn is_content_etag(etag: &str) -> bool {
         && parts.is_none_or(|parts| !parts.is_empty() && parts.bytes().all(|b| b.is_ascii_digit()))
 }
 
-type Loaded = (HashMap<ObjectId, Known>, usize, usize, bool);
+/// Records, readable lines, and lines that failed their check.
+type Loaded = (HashMap<ObjectId, Known>, usize, usize);
 
 fn load(file: &File, path: &std::path::Path) -> Result<Loaded, Error> {
     let mut known = HashMap::new();
     let (mut lines, mut dropped) = (0, 0);
-    if file.metadata().at("read", path)?.len() == 0 {
-        return Ok((known, 0, 0, false));
-    }
-    let text = super::map::read_only(file).at("map", path)?;
-    for line in text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).take(RECORD_COUNT_MAX) {
-        match record::decode::<Known>(line) {
+    let mut reader = BufReader::with_capacity(256 << 10, file);
+    let mut line = Vec::new();
+    while lines < RECORD_COUNT_MAX {
+        line.clear();
+        if reader.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line).at("read", path)? == 0 {
+            break;
+        }
+        let record = line.strip_suffix(b"\n").and_then(record::decode::<Known>);
+        match record {
             Some(entry) => {
                 lines += 1;
                 known.insert(entry.id.clone(), entry);
@@ -203,7 +236,7 @@ fn load(file: &File, path: &std::path::Path) -> Result<Loaded, Error> {
             None => dropped += 1,
         }
     }
-    Ok((known, lines, dropped, text.last() != Some(&b'\n')))
+    Ok((known, lines, dropped))
 }
 
 #[cfg(test)]

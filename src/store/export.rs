@@ -38,16 +38,17 @@ pub(super) fn export(
         let to = directory.join(file.path.as_str());
         let parent = to.parent().unwrap_or(directory);
         fsx::create_directories(parent).at("create", parent)?;
-        let from = sealed::find(layout, &file.digest)
-            .ok_or_else(|| Error::Absent(format!("blob {} of `{}`", file.digest, file.path)))?;
         exported.bytes += file.size;
-        if hard_links && std::fs::hard_link(&from, &to).is_ok() {
-            exported.linked += 1;
-        } else if copy_whole(&from, &to).at("write", &to)? {
-            exported.reflinked += 1;
-        } else {
-            exported.copied += 1;
-        }
+        sealed::with_path(layout, &file.digest, &file.path, |from| {
+            if hard_links && std::fs::hard_link(from, &to).is_ok() {
+                exported.linked += 1;
+            } else if copy_whole(from, &to).at("write", &to)? {
+                exported.reflinked += 1;
+            } else {
+                exported.copied += 1;
+            }
+            Ok(())
+        })?;
     }
     Ok(exported)
 }

@@ -36,13 +36,18 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
 }
 
 /// Puts `bytes` under `path` by way of a scratch file: readers see the old or the new content.
-/// Not synced: see [`sync_file`] and the settling of blobs.
+///
+/// Over an old file the new one is synced first, or a power cut could leave neither of them. A
+/// name that was not there before is not synced: losing it costs a transfer, no truth.
 pub(super) fn replace(scratch: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = scratch_name(scratch);
     let result = (|| {
         let mut file = create_new(&temporary)?;
         file.write_all(bytes)?;
         file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        if path.exists() {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)
     })();
     if result.is_err() {
@@ -62,9 +67,8 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Renames a synced file to its final name and syncs both directories: after this returns, the
-/// name survives a power cut and so do the bytes under it.
-pub(super) fn publish_durably(from: &Path, to: &Path) -> io::Result<()> {
-    sync_file(from)?;
+/// name survives a power cut.
+pub(super) fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     for directory in [to.parent(), from.parent()].into_iter().flatten() {
         sync_directory(directory)?;

@@ -46,10 +46,8 @@ impl Lock {
         let name = command.first().map_or("larder", |path| path.rsplit('/').next().unwrap_or(path));
         let verb = command.get(1).map_or("", String::as_str);
         let owner = format!("pid {} (`{}`)\n", std::process::id(), format!("{name} {verb}").trim());
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(owner.as_bytes()))
-            .at("write the lock", &path)?;
+        // Best effort: on a full disk `larder rm` must still get in.
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })
     }
 }

@@ -13,7 +13,6 @@ mod export;
 mod fsx;
 mod layout;
 mod lock;
-mod map;
 mod models;
 mod partial;
 mod record;
@@ -30,10 +29,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::domain::{ChunkIndex, ChunkValue, Claims, Digest, Grid, Manifest, Object};
+use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Manifest, Object};
 
 use boot::BootId;
-pub use catalog::{Known, ObjectId};
+pub use catalog::{Equal, Known, ObjectId};
 use error::AtPath as _;
 pub use error::Error;
 pub use export::Exported;
@@ -104,11 +103,11 @@ impl Store {
         self.view.has_blob(&known.digest).then_some(known)
     }
 
-    /// A blob that the origin's own checksums prove equal to `object`, and which proof it is.
+    /// A blob that the origin's own checksums prove equal to `object`.
     #[must_use]
-    pub fn equal(&self, origin: &str, object: &Object) -> Option<(Digest, &'static str)> {
-        let found = self.catalog().find_equal(origin, object)?;
-        self.view.has_blob(&found.0).then_some(found)
+    pub fn equal(&self, id: &ObjectId, object: &Object) -> Option<Equal> {
+        let found = self.catalog().find_equal(id, object)?;
+        self.view.has_blob(&found.digest).then_some(found)
     }
 
     /// Whether something of this size was ever pulled.
@@ -125,22 +124,33 @@ impl Store {
         self.catalog().append(self.layout(), known)
     }
 
-    /// Opens, or starts, the partial of an object.
+    /// Opens, or starts, the partial of an object; new records hold CRCs of that kind.
     ///
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
-    pub fn partial(&self, id: ObjectId) -> Result<Partial, Error> {
-        Partial::open(self.layout(), id)
+    pub fn partial(&self, id: ObjectId, crc: Option<CrcKind>) -> Result<Partial, Error> {
+        Partial::open(self.layout(), id, crc)
     }
 
-    /// Seals a complete partial and records its object.
+    /// The blob of an object whose pull was killed after sealing it and before recording it. It is
+    /// recorded now, by its BLAKE3 digest alone: what it was compared with died with the process.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sealed_before(&self, id: &ObjectId) -> Result<Option<Digest>, Error> {
+        let Some(digest) = partial::sealed_before(self.layout(), id)? else { return Ok(None) };
+        self.learn(Known::new(id.clone(), digest, None, &Claims::default()))?;
+        Ok(Some(digest))
+    }
+
+    /// Seals a complete partial and records its object, whose bytes were compared with `checked`.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Absent`] when chunks are missing.
-    pub fn seal(&self, partial: &Partial, claims: &Claims) -> Result<Digest, Error> {
-        let id = partial.id().clone();
+    pub fn seal(&self, partial: &Partial, checked: Option<Checksum>, claims: &Claims) -> Result<Digest, Error> {
         let digest = partial.seal()?;
-        self.learn(Known::new(id, digest, claims))?;
+        self.learn(Known::new(partial.id().clone(), digest, checked, claims))?;
+        partial.forget()?;
         Ok(digest)
     }
 
@@ -148,9 +158,15 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
-    pub fn seal_bytes(&self, id: ObjectId, slices: &[Bytes], claims: &Claims) -> Result<Digest, Error> {
+    pub fn seal_bytes(
+        &self,
+        id: ObjectId,
+        slices: &[Bytes],
+        checked: Option<Checksum>,
+        claims: &Claims,
+    ) -> Result<Digest, Error> {
         let digest = sealed::seal_bytes(self.layout(), slices)?;
-        self.learn(Known::new(id, digest, claims))?;
+        self.learn(Known::new(id, digest, checked, claims))?;
         Ok(digest)
     }
 
@@ -213,7 +229,7 @@ impl Store {
             let sealed_at = fresh.join(&name).metadata().and_then(|m| m.modified());
             let age = sealed_at.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
             if all || age > SETTLE_AGE {
-                sealed::settle(self.layout(), &digest)?;
+                self.settle_one(&digest)?;
                 settled += 1;
             }
         }
@@ -226,12 +242,26 @@ impl Store {
             for digest in models::all_manifests(self.layout())? {
                 let path = self.layout().manifest(&digest);
                 fsx::sync_file(&path).at("sync", &path)?;
+                if let Ok(manifest) = models::read_manifest(self.layout(), &digest) {
+                    models::sync_tree(self.layout(), &manifest, &digest)?;
+                }
             }
             for directory in self.layout().directories() {
                 fsx::sync_directory(&directory).at("sync", &directory)?;
             }
         }
         Ok(settled)
+    }
+
+    fn settle_one(&self, digest: &Digest) -> Result<(), Error> {
+        if let Err(error) = sealed::sync(self.layout(), digest) {
+            if self.view.has_blob(digest) {
+                tracing::error!(%digest, %error, "the disk failed to write a blob: dropped, it is fetched again when asked for");
+                self.withdraw(digest)?;
+            }
+            return Err(error);
+        }
+        sealed::settle(self.layout(), digest)
     }
 
     /// Hashes a blob on disk; the chunks that are wrong, none when it is right. `each` hears the
@@ -252,7 +282,8 @@ impl Store {
     pub fn withdraw(&self, digest: &Digest) -> Result<(), Error> {
         for manifest_digest in models::all_manifests(self.layout())? {
             let shows = |manifest: Manifest| manifest.files().iter().any(|file| file.digest == *digest);
-            if models::read_manifest(self.layout(), &manifest_digest).is_ok_and(shows) {
+            // A manifest that cannot be read may name it too.
+            if models::read_manifest(self.layout(), &manifest_digest).map_or(true, shows) {
                 models::remove_tree(self.layout(), &manifest_digest)?;
             }
         }
@@ -322,8 +353,11 @@ impl Store {
     fn sweep(&self) -> Result<u64, Error> {
         let mut named = HashSet::new();
         for digest in models::all_manifests(self.layout())? {
-            if let Ok(manifest) = models::read_manifest(self.layout(), &digest) {
-                named.extend(manifest.files().iter().map(|file| file.digest));
+            match models::read_manifest(self.layout(), &digest) {
+                Ok(manifest) => named.extend(manifest.files().iter().map(|file| file.digest)),
+                // What it names is not known now and may be wanted later: nothing goes.
+                Err(error @ Error::Io { .. }) => return Err(error),
+                Err(_) => {}
             }
         }
         let unfinished: HashSet<String> = (self.view.kept()?.into_iter())
@@ -341,13 +375,6 @@ impl Store {
             }
         }
         Ok(freed)
-    }
-
-    /// The recorded chunk values of a blob, proven to merge to its digest: what a repair compares
-    /// arriving chunks with.
-    #[must_use]
-    pub fn chunk_values(&self, digest: &Digest, size: u64) -> Option<Vec<ChunkValue>> {
-        sealed::read_values(self.layout(), digest, &Grid::of_size(size))
     }
 }
 

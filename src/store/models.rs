@@ -1,5 +1,6 @@
 //! Which source names which manifest, and the tree of ordinary files a manifest becomes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
 use super::{Error, Layout, fsx, record, sealed};
-use crate::domain::{Checksum, Digest, Manifest, ModelPath, Version};
+use crate::domain::{Checksum, Digest, Manifest, ManifestEntry, ModelPath, Version};
 
 /// A source document or a manifest larger than this is not read: 100,000 files are about 40 MiB.
 const DOCUMENT_LEN_MAX: u64 = 128 << 20;
@@ -45,7 +46,7 @@ pub struct SourceRecord {
     pub exclude: Vec<String>,
     /// The model, once complete.
     pub manifest: Option<Digest>,
-    /// Seconds since 1970 when it was listed.
+    /// Seconds since 1970 when it was listed and first found like this.
     pub listed_at: u64,
     /// The files, in load order once complete.
     pub files: Vec<SourceFile>,
@@ -76,9 +77,16 @@ impl SourceRecord {
     }
 }
 
-/// Writes a record in place of an older one of the same source.
+/// Writes a record in place of an older one of the same source. One that says the same is only
+/// touched: a warm hit costs no write that would have to be synced.
 pub(super) fn write_source(layout: &Layout, source: &SourceRecord) -> Result<(), Error> {
     let path = layout.source(&source.id());
+    if let Ok(old) = read_source(&path)
+        && (SourceRecord { listed_at: source.listed_at, ..old }) == *source
+    {
+        touch_source(layout, &source.id());
+        return Ok(());
+    }
     fsx::replace(&layout.scratch(), &path, &record::encode(source)).at("write", &path)
 }
 
@@ -98,7 +106,8 @@ pub(super) fn read_sources(
             }
             // Removed between the listing and the read: by `larder rm` in another process.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => dropped.push(path),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => dropped.push(path),
+            Err(error) => return Err(error).at("read", path),
         }
     }
     Ok(sources)
@@ -177,15 +186,13 @@ fn link_files(layout: &Layout, manifest: &Manifest, root: &Path) -> Result<(), E
         if let Some(parent) = to.parent().filter(|parent| *parent != root) {
             fsx::create_directories(parent).at("create", parent)?;
         }
-        let from = sealed::find(layout, &file.digest)
-            .ok_or_else(|| Error::Absent(format!("blob {} of `{}`", file.digest, file.path)))?;
-        match std::fs::hard_link(&from, &to) {
+        sealed::with_path(layout, &file.digest, &file.path, |from| match std::fs::hard_link(from, &to) {
             // ext4 takes 65,000 names for one inode; the empty file of many models gets there.
             Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
-                std::fs::copy(&from, &to).at("copy", &to)?;
+                std::fs::copy(from, &to).map(|_| ()).at("copy", &to)
             }
-            other => other.at("link", &to)?,
-        }
+            other => other.at("link", &to),
+        })?;
     }
     Ok(())
 }
@@ -200,10 +207,26 @@ pub(super) fn remove_tree(layout: &Layout, digest: &Digest) -> Result<(), Error>
     std::fs::remove_dir_all(&scratch).at("remove", &scratch)
 }
 
-/// Whether every blob of the manifest is there at its size and the tree is published.
+/// Whether every blob of the manifest is there, and every name of the tree leads to its size.
 pub(super) fn is_complete(layout: &Layout, manifest: &Manifest, digest: &Digest) -> bool {
-    let whole = |file: &crate::domain::ManifestEntry| {
-        sealed::find(layout, &file.digest).and_then(|path| path.metadata().ok()).is_some_and(|m| m.len() == file.size)
+    let tree = layout.model(digest);
+    let whole = |file: &ManifestEntry| {
+        sealed::find(layout, &file.digest).is_some()
+            && tree.join(file.path.as_str()).metadata().is_ok_and(|m| m.is_file() && m.len() == file.size)
     };
-    layout.model(digest).is_dir() && manifest.files().iter().all(whole)
+    tree.is_dir() && manifest.files().iter().all(whole)
+}
+
+/// Syncs the directories of a model's tree, so that its names survive a power cut.
+pub(super) fn sync_tree(layout: &Layout, manifest: &Manifest, digest: &Digest) -> Result<(), Error> {
+    let tree = layout.model(digest);
+    if !tree.is_dir() {
+        return Ok(());
+    }
+    let below = manifest.files().iter().flat_map(|file| Path::new(file.path.as_str()).ancestors().skip(1));
+    let directories: BTreeSet<PathBuf> = below.map(|directory| tree.join(directory)).collect();
+    for directory in directories {
+        fsx::sync_directory(&directory).at("sync", &directory)?;
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -19,13 +19,15 @@ use super::boot::BootId;
 use super::catalog::ObjectId;
 use super::error::AtPath as _;
 use super::{Error, Layout, fsx, record};
-use crate::domain::{ChunkHasher, ChunkIndex, ChunkSet, ChunkValue, Digest, Grid, root_digest};
+use crate::domain::{ChunkHasher, ChunkIndex, ChunkSet, ChunkValue, CrcKind, Digest, Grid, root_digest};
 
 /// First line of a journal.
 #[derive(Serialize, Deserialize)]
 struct Header {
     larder_partial: u32,
     boot: BootId,
+    /// Which CRC the records hold.
+    crc: Option<CrcKind>,
     id: ObjectId,
 }
 
@@ -39,7 +41,7 @@ const CHECK_AT: usize = 44;
 pub struct ChunkRecord {
     /// BLAKE3 subtree value.
     pub value: ChunkValue,
-    /// The chunk's CRC in the algorithm the origin claims (0 where it claims none).
+    /// The chunk's CRC of the partial's kind (0 where it has none).
     pub crc: u64,
 }
 
@@ -56,24 +58,28 @@ pub struct Partial {
     id: ObjectId,
     file_id: String,
     grid: Grid,
+    crc: Option<CrcKind>,
     bytes: File,
+    /// Taken around a write. The kernel lets one thread at a time write a file's pages (ext4 and
+    /// XFS hold the inode's lock), and its waiters spin; ours sleep.
+    writing: Mutex<()>,
     layout: Layout,
     state: Mutex<State>,
     resumed: u64,
 }
 
 impl Partial {
-    /// Opens what an earlier pull left of this object, or starts anew. Blocking: allocates, and
-    /// after another boot hashes what is there.
+    /// Opens what an earlier pull left of this object, or starts anew with records that hold
+    /// `crc`. Blocking: allocates, and after another boot hashes what is there.
     ///
     /// # Errors
     /// [`Error::Io`] on any failing call; a journal that proves nothing is no error.
-    pub(super) fn open(layout: &Layout, id: ObjectId) -> Result<Self, Error> {
+    pub(super) fn open(layout: &Layout, id: ObjectId, crc: Option<CrcKind>) -> Result<Self, Error> {
         let grid = Grid::of_size(id.size);
         let file_id = id.file_id();
-        if let Some((bytes, state)) = resume(layout, &id, &file_id, grid)? {
-            let partial =
-                Self { id, file_id, grid, bytes, layout: layout.clone(), state: Mutex::new(state), resumed: 0 };
+        if let Some((bytes, crc, state)) = resume(layout, &id, &file_id, grid)? {
+            let (layout, state) = (layout.clone(), Mutex::new(state));
+            let partial = Self { id, file_id, grid, crc, bytes, writing: Mutex::default(), layout, state, resumed: 0 };
             let resumed = partial.bytes_present();
             return Ok(Self { resumed, ..partial });
         }
@@ -83,13 +89,14 @@ impl Partial {
         fsx::remove_if_there(&bytes_path).at("remove", &bytes_path)?;
         let bytes = fsx::create_new(&bytes_path).at("create", &bytes_path)?;
         fsx::allocate(&bytes, grid.size()).at("allocate", &bytes_path)?;
-        let journal = start_journal(layout, &id, &journal_path)?;
+        let journal = start_journal(layout, &id, crc, &journal_path)?;
         let state = State {
             present: ChunkSet::empty(&grid),
             records: vec![ChunkRecord::default(); grid.chunk_count() as usize],
             journal,
         };
-        Ok(Self { id, file_id, grid, bytes, layout: layout.clone(), state: Mutex::new(state), resumed: 0 })
+        let (layout, state) = (layout.clone(), Mutex::new(state));
+        Ok(Self { id, file_id, grid, crc, bytes, writing: Mutex::default(), layout, state, resumed: 0 })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -107,6 +114,12 @@ impl Partial {
     #[must_use]
     pub const fn grid(&self) -> &Grid {
         &self.grid
+    }
+
+    /// The CRC that records hold: what an earlier pull began with, else what this one asked for.
+    #[must_use]
+    pub const fn crc_kind(&self) -> Option<CrcKind> {
+        self.crc
     }
 
     /// Bytes that were already there when it was opened.
@@ -148,6 +161,7 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
     pub fn write_at(&self, offset: u64, slices: &[Bytes]) -> Result<(), Error> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         fsx::write_slices_at(&self.bytes, offset, slices).at("write", self.layout.partial_bytes(&self.file_id))
     }
 
@@ -188,7 +202,8 @@ impl Partial {
     }
 
     /// Gives the complete blob its name. The digest is merged from the chunk values; no byte is
-    /// read again.
+    /// read again. The journal stays until [`Partial::forget`]: killed in between, it still says
+    /// which blob the object is.
     ///
     /// # Errors
     /// [`Error::Io`]. Chunks missing is [`Error::Absent`].
@@ -201,9 +216,15 @@ impl Partial {
         };
         let from = self.layout.partial_bytes(&self.file_id);
         super::sealed::seal(&self.layout, &from, &digest, &values)?;
-        let journal = self.layout.partial_journal(&self.file_id);
-        fsx::remove_if_there(&journal).at("remove", &journal)?;
         Ok(digest)
+    }
+
+    /// Removes the journal of a sealed partial.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn forget(&self) -> Result<(), Error> {
+        forget(&self.layout, &self.file_id)
     }
 
     /// Forgets everything that was written.
@@ -217,8 +238,38 @@ impl Partial {
     }
 }
 
-fn start_journal(layout: &Layout, id: &ObjectId, path: &std::path::Path) -> Result<File, Error> {
-    let header = Header { larder_partial: JOURNAL_FORM, boot: layout.boot().clone(), id: id.clone() };
+fn forget(layout: &Layout, file_id: &str) -> Result<(), Error> {
+    let journal = layout.partial_journal(file_id);
+    fsx::remove_if_there(&journal).at("remove", &journal)
+}
+
+/// The blob that a partial became when its process died between sealing it and saying so. The
+/// journal goes: the caller records what it said.
+pub(super) fn sealed_before(layout: &Layout, id: &ObjectId) -> Result<Option<Digest>, Error> {
+    let (file_id, grid) = (id.file_id(), Grid::of_size(id.size));
+    if layout.partial_bytes(&file_id).exists() {
+        return Ok(None);
+    }
+    let Some((header, records)) = read_journal(layout, &file_id, &grid).filter(|(header, _)| header.id == *id) else {
+        return Ok(None);
+    };
+    let mut values: Vec<Option<ChunkValue>> = vec![None; grid.chunk_count() as usize];
+    for (index, record) in records {
+        if let Some(slot) = values.get_mut(index.0 as usize) {
+            *slot = Some(record.value);
+        }
+    }
+    let values: Option<Vec<ChunkValue>> = values.into_iter().collect();
+    let digest = values.and_then(|values| root_digest(&grid, &values));
+    // In another boot, recovery has proven or dropped what this boot's directory holds.
+    let digest = digest.filter(|digest| super::sealed::find(layout, digest).is_some());
+    tracing::debug!(uri = %header.id.uri, ?digest, "found a journal without its bytes");
+    forget(layout, &file_id)?;
+    Ok(digest)
+}
+
+fn start_journal(layout: &Layout, id: &ObjectId, crc: Option<CrcKind>, path: &std::path::Path) -> Result<File, Error> {
+    let header = Header { larder_partial: JOURNAL_FORM, boot: layout.boot().clone(), crc, id: id.clone() };
     let mut journal = OpenOptions::new().create_new(true).append(true).open(path).at("create", path)?;
     journal.write_all(&record::encode(&header)).at("write", path)?;
     Ok(journal)
@@ -246,12 +297,14 @@ fn decode_record(bytes: &[u8; RECORD_LEN]) -> Option<(ChunkIndex, ChunkRecord)> 
 }
 
 /// Reads a journal and opens the bytes; `None` when there is nothing that can be trusted.
-fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<Option<(File, State)>, Error> {
+fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<Option<Resumed>, Error> {
     let (bytes_path, journal_path) = (layout.partial_bytes(file_id), layout.partial_journal(file_id));
     let Some((header, recorded)) = read_journal(layout, file_id, &grid) else { return Ok(None) };
     if header.id != *id {
         return Ok(None);
     }
+    // Killed while it was sealed, the file may be read-only already.
+    let _ = std::fs::set_permissions(&bytes_path, std::fs::Permissions::from_mode(0o600));
     let Ok(bytes) = OpenOptions::new().read(true).write(true).open(&bytes_path) else { return Ok(None) };
     if bytes.metadata().at("read", &bytes_path)?.len() != grid.size() {
         return Ok(None);
@@ -268,13 +321,15 @@ fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<O
     }
     // The journal is written anew: it drops torn records and carries this boot's id.
     let scratch = fsx::scratch_name(&layout.scratch());
-    let mut journal = start_journal(layout, id, &scratch)?;
+    let mut journal = start_journal(layout, id, header.crc, &scratch)?;
     let live = (0..grid.chunk_count()).map(ChunkIndex).filter(|&index| present.contains(index));
     let lines: Vec<u8> = live.flat_map(|index| encode_record(index, &records[index.0 as usize])).collect();
     journal.write_all(&lines).at("write", &scratch)?;
     std::fs::rename(&scratch, &journal_path).at("replace", &journal_path)?;
-    Ok(Some((bytes, State { present, records, journal })))
+    Ok(Some((bytes, header.crc, State { present, records, journal })))
 }
+
+type Resumed = (File, Option<CrcKind>, State);
 
 /// Bytes that the journal of a partial promises, without opening it for filling.
 pub(super) fn peek(layout: &Layout, id: &ObjectId) -> u64 {
@@ -358,17 +413,49 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let layout = layout(directory.path(), "boot");
         let bytes = content((3 << 20) + 5);
-        let partial = Partial::open(&layout, id(bytes.len() as u64)).expect("open");
+        let partial = Partial::open(&layout, id(bytes.len() as u64), None).expect("open");
         assert!(!fill(&partial, &bytes, 3));
         assert!(!fill(&partial, &bytes, 1));
         drop(partial);
-        let partial = Partial::open(&layout, id(bytes.len() as u64)).expect("open");
+        let partial = Partial::open(&layout, id(bytes.len() as u64), None).expect("open");
         assert_eq!(partial.bytes_resumed(), (1 << 20) + 5);
         assert!(!fill(&partial, &bytes, 0));
         assert!(fill(&partial, &bytes, 2));
         assert_eq!(partial.records().expect("complete")[1].crc, 7);
         assert_eq!(partial.seal().expect("seal"), Digest::of(&bytes));
+        partial.forget().expect("forgotten");
         assert!(fsx::names(&layout.partials()).expect("names").is_empty());
+    }
+
+    #[test]
+    fn killed_between_sealing_and_recording_the_blob_is_still_known() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let (bytes, id) = (content((2 << 20) + 9), id((2 << 20) + 9));
+        let partial = Partial::open(&layout, id.clone(), None).expect("open");
+        (0..3).for_each(|index| assert_eq!(fill(&partial, &bytes, index), index == 2));
+        assert_eq!(sealed_before(&layout, &id).expect("reads"), None, "not while it is a partial");
+        let digest = partial.seal().expect("seal");
+        drop(partial);
+        assert_eq!(sealed_before(&layout, &id).expect("reads"), Some(digest));
+        assert!(fsx::names(&layout.partials()).expect("names").is_empty());
+        assert_eq!(sealed_before(&layout, &id).expect("reads"), None, "said once");
+    }
+
+    #[test]
+    fn a_file_made_read_only_and_not_yet_renamed_is_gone_on_with() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let (bytes, id) = (content(2 << 20), id(2 << 20));
+        let partial = Partial::open(&layout, id.clone(), Some(CrcKind::Crc32c)).expect("open");
+        fill(&partial, &bytes, 1);
+        let path = layout.partial_bytes(&partial.file_id);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).expect("chmod");
+        drop(partial);
+        let partial = Partial::open(&layout, id, Some(CrcKind::Crc64Nvme)).expect("open");
+        assert_eq!(partial.bytes_resumed(), 1 << 20);
+        assert_eq!(partial.crc_kind(), Some(CrcKind::Crc32c), "what the records hold");
+        assert_eq!(std::fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
@@ -376,13 +463,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let bytes = content(4 << 20);
         let before = layout(directory.path(), "one");
-        let partial = Partial::open(&before, id(4 << 20)).expect("open");
+        let partial = Partial::open(&before, id(4 << 20), None).expect("open");
         fill(&partial, &bytes, 0);
         fill(&partial, &bytes, 2);
         // What a power cut may leave: the record of chunk 2, not its bytes.
         partial.write_at(2 << 20, &[Bytes::from(vec![0; 4096])]).expect("write");
         drop(partial);
-        let partial = Partial::open(&layout(directory.path(), "two"), id(4 << 20)).expect("open");
+        let partial = Partial::open(&layout(directory.path(), "two"), id(4 << 20), None).expect("open");
         assert_eq!(partial.present().missing_runs().collect::<Vec<_>>(), vec![1..4]);
     }
 
@@ -391,14 +478,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let layout = layout(directory.path(), "boot");
         let bytes = content(4 << 20);
-        let partial = Partial::open(&layout, id(4 << 20)).expect("open");
+        let partial = Partial::open(&layout, id(4 << 20), None).expect("open");
         fill(&partial, &bytes, 0);
         fill(&partial, &bytes, 1);
         let journal = layout.partial_journal(&partial.file_id);
         drop(partial);
         let len = std::fs::metadata(&journal).expect("stat").len();
         OpenOptions::new().write(true).open(&journal).expect("open").set_len(len - 3).expect("truncate");
-        let partial = Partial::open(&layout, id(4 << 20)).expect("open");
+        let partial = Partial::open(&layout, id(4 << 20), None).expect("open");
         assert_eq!(partial.bytes_resumed(), 1 << 20);
     }
 
@@ -407,8 +494,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let layout = layout(directory.path(), "boot");
         let bytes = content(2 << 20);
-        fill(&Partial::open(&layout, id(2 << 20)).expect("open"), &bytes, 0);
+        fill(&Partial::open(&layout, id(2 << 20), None).expect("open"), &bytes, 0);
         let other = ObjectId { version: Version::Etag("\"2\"".into()), ..id(2 << 20) };
-        assert_eq!(Partial::open(&layout, other).expect("open").bytes_resumed(), 0);
+        assert_eq!(Partial::open(&layout, other, None).expect("open").bytes_resumed(), 0);
     }
 }

@@ -43,13 +43,14 @@ pub(super) fn is_needed(layout: &Layout) -> bool {
 pub(super) fn recover(layout: &Layout) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
     clear_scratch(layout)?;
+    let rebooted = is_needed(layout);
     prove_fresh_of_other_boots(layout, &mut recovered)?;
     expire_partials(layout, &mut recovered)?;
     for path in unreadable_sources(layout)? {
         fsx::remove_if_there(&path).at("remove", &path)?;
         recovered.unreadable.push(path);
     }
-    if !recovered.proven.is_empty() || !recovered.dropped.is_empty() {
+    if rebooted {
         rebuild_trees(layout, &mut recovered)?;
     }
     Ok(recovered)
@@ -82,6 +83,7 @@ fn prove_fresh_of_other_boots(layout: &Layout, recovered: &mut Recovered) -> Res
             if right {
                 // Into this boot's directory first: settling knows only that one.
                 std::fs::rename(&path, layout.fresh_blob(&digest)).at("rename", &path)?;
+                sealed::sync(layout, &digest)?;
                 sealed::settle(layout, &digest)?;
                 recovered.proven.push(digest);
             } else {
@@ -101,7 +103,10 @@ fn expire_partials(layout: &Layout, recovered: &mut Recovered) -> Result<(), Err
     for name in fsx::names(&partials).at("list", &partials)? {
         let path = partials.join(&name);
         let modified = path.metadata().and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
-        if SystemTime::now().duration_since(modified).is_ok_and(|age| age > PARTIAL_AGE_MAX) {
+        let expired = SystemTime::now().duration_since(modified).is_ok_and(|age| age > PARTIAL_AGE_MAX);
+        // Bytes without a journal prove nothing.
+        let orphaned = name.strip_suffix(".bytes").is_some_and(|id| !layout.partial_journal(id).exists());
+        if expired || orphaned {
             fsx::remove_if_there(&path).at("remove", &path)?;
             recovered.partials_expired += usize::from(name.strip_suffix(".bytes").is_some());
         }
@@ -116,18 +121,23 @@ fn unreadable_sources(layout: &Layout) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// After another boot a tree may lack names, and may name bytes that were dropped: every tree
-/// with a blob that was fresh is made anew, or removed with a blob missing.
+/// that is not whole, or has a blob that was fresh, is made anew, or removed with a blob missing.
 fn rebuild_trees(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
     let touched: HashSet<Digest> = recovered.proven.iter().chain(&recovered.dropped).copied().collect();
     for digest in models::all_manifests(layout)? {
         match models::read_manifest(layout, &digest) {
-            Ok(manifest) if manifest.files().iter().any(|file| touched.contains(&file.digest)) => {
+            Ok(manifest)
+                if manifest.files().iter().any(|file| touched.contains(&file.digest))
+                    || !models::is_complete(layout, &manifest, &digest) =>
+            {
                 models::remove_tree(layout, &digest)?;
                 if manifest.files().iter().all(|file| sealed::find(layout, &file.digest).is_some()) {
                     models::build_tree(layout, &manifest, &digest)?;
                 }
             }
             Ok(_) => {}
+            // What the disk does not give now it may give later; what it gives wrong goes.
+            Err(error @ Error::Io { .. }) => return Err(error),
             Err(_) => {
                 let path = layout.manifest(&digest);
                 models::remove_tree(layout, &digest)?;

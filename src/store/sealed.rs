@@ -20,10 +20,10 @@ pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[Chun
         tracing::debug!(%digest, path = %there.display(), "sealed twice: kept the first copy");
         return Ok(());
     }
-    std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
     if values.len() > 1 {
         write_values(layout, digest, values)?;
     }
+    std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
     let to = layout.fresh_blob(digest);
     std::fs::rename(from, &to).at("rename", &to)
 }
@@ -52,25 +52,55 @@ pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes]) -> Result<Dig
 }
 
 /// Where the blob's bytes are, if they are there and may be trusted in this boot.
+///
+/// Settling moves blobs from the first place to the second, so that a look in this order finds
+/// them; whoever goes on to use the path calls [`with_path`].
 pub(super) fn find(layout: &Layout, digest: &Digest) -> Option<PathBuf> {
-    [layout.blob(digest), layout.fresh_blob(digest)].into_iter().find(|path| path.is_file())
+    [layout.fresh_blob(digest), layout.blob(digest)].into_iter().find(|path| path.is_file())
 }
 
-/// Syncs one fresh blob and moves it to its durable place. Order: bytes, values, rename,
-/// directories.
-pub(super) fn settle(layout: &Layout, digest: &Digest) -> Result<(), Error> {
-    let values = layout.values(digest);
+/// Does something with a blob's path, once more where the blob was settled meanwhile.
+///
+/// # Errors
+/// [`Error::Absent`] in words of `what`; what `work` says.
+pub(super) fn with_path<T>(
+    layout: &Layout,
+    digest: &Digest,
+    what: &dyn std::fmt::Display,
+    mut work: impl FnMut(&Path) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let absent = || Error::Absent(format!("blob {digest} of `{what}`"));
+    let first = find(layout, digest).ok_or_else(absent)?;
+    match work(&first) {
+        Err(error) if !first.exists() => work(&find(layout, digest).ok_or(error)?),
+        other => other,
+    }
+}
+
+/// Syncs a fresh blob's bytes and chunk values.
+///
+/// A device that could not write says so once, to the first who syncs; what memory holds may then
+/// differ from the disk for good. So after an error the caller gives the blob up.
+pub(super) fn sync(layout: &Layout, digest: &Digest) -> Result<(), Error> {
+    let (bytes, values) = (layout.fresh_blob(digest), layout.values(digest));
+    fsx::sync_file(&bytes).at("sync", &bytes)?;
     if values.exists() {
         fsx::sync_file(&values).at("sync", &values)?;
-        if let Some(parent) = values.parent() {
-            fsx::sync_directory(parent).at("sync", parent)?;
+        for directory in values.ancestors().skip(1).take(2) {
+            fsx::sync_directory(directory).at("sync", directory)?;
         }
     }
+    Ok(())
+}
+
+/// Moves a synced fresh blob to its durable place, and syncs the directories.
+pub(super) fn settle(layout: &Layout, digest: &Digest) -> Result<(), Error> {
     let (from, to) = (layout.fresh_blob(digest), layout.blob(digest));
-    if let Some(parent) = to.parent() {
+    if let Some(parent) = to.parent().filter(|parent| !parent.is_dir()) {
         fsx::create_directories(parent).at("create", parent)?;
+        fsx::sync_directory(&layout.blobs()).at("sync", layout.blobs())?;
     }
-    fsx::publish_durably(&from, &to).at("settle", &to)
+    fsx::rename_durably(&from, &to).at("settle", &to)
 }
 
 /// Hashes a blob on disk and compares every chunk with its recorded value.
@@ -133,7 +163,7 @@ pub(super) fn remove(layout: &Layout, digest: &Digest) -> Result<(), Error> {
 
 const VALUES_MAGIC: &[u8; 16] = b"larder values 1\n";
 
-/// Writes the chunk values of a blob: magic, size, values, BLAKE3 of all before.
+/// Writes the chunk values of a blob: magic, values, BLAKE3 of all before.
 fn write_values(layout: &Layout, digest: &Digest, values: &[ChunkValue]) -> Result<(), Error> {
     let mut bytes = Vec::with_capacity(16 + values.len() * 32 + 32);
     bytes.extend_from_slice(VALUES_MAGIC);

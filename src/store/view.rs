@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::boot::BootId;
-use super::{Error, Exported, Layout, SourceRecord, Store, export, models, recovery, sealed};
+use super::{
+    Error, Exported, Layout, ObjectId, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
+};
 use crate::domain::{Digest, Manifest};
 
 /// One line of `larder ls`.
@@ -43,7 +45,8 @@ impl View {
         }
         if recovery::is_needed(&layout) {
             match Store::open(directory) {
-                // Whoever owns it has recovered it before doing anything else.
+                // Whoever owns it recovers it before doing anything else; what is not proven yet
+                // lies in another boot's directory, where no look-up finds it.
                 Ok(_) | Err(Error::Busy { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -123,19 +126,20 @@ impl View {
     /// Bytes of an unfinished source that are here already.
     #[must_use]
     pub fn bytes_present(&self, record: &SourceRecord) -> u64 {
-        record
-            .files
-            .iter()
-            .map(|file| {
-                let id = super::ObjectId {
-                    origin: record.origin.clone(),
-                    uri: file.uri.clone(),
-                    version: file.version.clone(),
-                    size: file.size,
-                };
-                super::partial::peek(&self.layout, &id)
-            })
-            .sum()
+        let known = catalog::read(&self.layout);
+        let present = |file: &SourceFile| {
+            let id = ObjectId {
+                origin: record.origin.clone(),
+                uri: file.uri.clone(),
+                version: file.version.clone(),
+                size: file.size,
+            };
+            match known.get(&id) {
+                Some(known) if self.has_blob(&known.digest) => file.size,
+                _ => super::partial::peek(&self.layout, &id),
+            }
+        };
+        record.files.iter().map(present).fold(0, u64::saturating_add)
     }
 
     /// Writes a model's files into a directory of the caller's own.

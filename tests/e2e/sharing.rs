@@ -76,3 +76,20 @@ fn a_file_that_changed_at_the_origin_is_fetched_and_the_rest_is_not() {
     assert_ne!(done["digest"], old);
     larder.holds("s3://models/m", &model.files);
 }
+
+/// Whoever makes two files can make them collide in MD5 and CRC, so what one bucket says of its
+/// objects proves nothing about another bucket's.
+#[test]
+fn across_buckets_only_a_cryptographic_checksum_proves() {
+    let server = larder_origins::S3Server::start().expect("a server");
+    server.create_bucket("others").expect("a bucket");
+    let bytes = Noise::new(8).bytes(3 << 20);
+    for bucket in ["models", "others"] {
+        server.put(bucket, "m/w.safetensors", &bytes).expect("an upload");
+    }
+    let larder = crate::support::Larder::new(server.environment());
+    larder.prefetch("s3://models/m");
+    let done = larder.prefetch("s3://others/m");
+    assert_eq!(done["bytes_moved"], 3 << 20, "{done}");
+    assert_eq!(done["equal_by"], json!({}), "{done}");
+}
