@@ -9,12 +9,14 @@ pub struct Cost {
     pub wall: Duration,
     /// User and system time.
     pub cpu: Duration,
-    /// Peak resident set, bytes.
-    pub rss: u64,
+    /// Peak resident set, bytes. A child starts with its parent's peak (`exec_mmap` in fs/exec.c),
+    /// so a child that stays below this process has none that can be told.
+    pub rss: Option<u64>,
 }
 
 /// Runs a command to its end and asks the kernel what it cost.
 pub fn run(command: &mut Command) -> Cost {
+    let own = own_peak();
     let started = Instant::now();
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
     let child = child.unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -25,7 +27,15 @@ pub fn run(command: &mut Command) -> Cost {
         Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
     };
     // ru_maxrss is in KiB on Linux (getrusage(2)).
-    Cost { wall, cpu: time(usage.ru_utime) + time(usage.ru_stime), rss: usage.ru_maxrss.unsigned_abs() * 1024 }
+    let rss = Some(usage.ru_maxrss.unsigned_abs() * 1024).filter(|rss| *rss > own);
+    Cost { wall, cpu: time(usage.ru_utime) + time(usage.ru_stime), rss }
+}
+
+/// This process's peak resident set in bytes (`VmHWM` in proc(5)).
+fn own_peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") * 1024
 }
 
 /// `wait4(2)`: the only call that gives one child's resources.
@@ -70,17 +80,19 @@ impl Side {
         self.median(|cost| cost.wall.as_secs_f64())
     }
 
-    pub fn rss_mib(&self) -> f64 {
-        self.costs.iter().map(|cost| cost.rss as f64).fold(0.0, f64::max) / f64::from(1 << 20)
+    pub fn peak(&self) -> String {
+        let peaks: Option<Vec<u64>> = self.costs.iter().map(|cost| cost.rss).collect();
+        let peak = peaks.and_then(|peaks| peaks.into_iter().max());
+        peak.map_or_else(String::new, |bytes| format!("{:>7} MiB peak", bytes >> 20))
     }
 
     pub fn print(&self) {
         println!(
-            "  {:<28} {:>6.2} CPU-s/GiB {:>7.2} s wall {:>7.0} MiB peak",
+            "  {:<28} {:>6.2} CPU-s/GiB {:>7.2} s wall {}",
             self.name,
             self.cpu_per_gib(),
             self.wall(),
-            self.rss_mib()
+            self.peak()
         );
     }
 }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// One verified copy of a model per node.
+/// Brings models from object storage into a store on this machine, verifies every byte, and hands
+/// them out as ordinary directories
 #[derive(Debug, Parser)]
-#[command(name = "larder", version, max_term_width = 100, after_help = super::exit::TABLE)]
+#[command(name = "larder", version, max_term_width = 100, after_help = after_help())]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -18,19 +19,31 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Options of every command.
+fn after_help() -> String {
+    let first = "\
+First steps:
+  larder prefetch s3://BUCKET/llama/                  bring a model here
+  larder path s3://BUCKET/llama/                      where its files are
+  vllm serve \"$(larder path s3://BUCKET/llama/)\"      use them";
+    format!("{first}\n\n{}", super::exit::TABLE)
+}
+
+/// Options of every command. LARDER_STORE is read elsewhere: an option that clap has from the
+/// environment is shown in each usage error as if it were needed.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Common {
-    /// Directory of the store [default: $XDG_CACHE_HOME/larder, else ~/.cache/larder]
-    #[arg(long, global = true, env = "LARDER_STORE", value_name = "DIR", hide_env_values = true)]
+    /// The store: the directory that holds everything larder keeps [env: LARDER_STORE] [default:
+    /// $XDG_CACHE_HOME/larder or ~/.cache/larder]
+    #[arg(long, global = true, value_name = "DIR")]
     pub store: Option<PathBuf>,
-    /// Answers and events as JSON on stdout, one object a line
+    /// Print results and progress as JSON on stdout, one object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// Only data and errors
+    /// Print nothing but data and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Say more on stderr; twice for every request (or set LARDER_LOG to a tracing filter)
+    /// Say more on stderr; -vv logs every request [env: LARDER_LOG, a tracing filter]
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
@@ -38,36 +51,36 @@ pub struct Common {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Bring models here; nothing moves that is already here
+    /// Bring models into the store; what is already here does not move again
     Prefetch(Prefetch),
-    /// List models: source, version, files, size, state, last used
+    /// List what is in the store: source, model, files, size, state, last used
     Ls,
-    /// Show a model's files: digests, origin versions, checksums, what is shared
+    /// Show one model's files: what is here, digests, origin versions, checksums
     Inspect {
-        /// Source URI, or the first digits of a model's digest
+        /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
     },
-    /// Print a directory with the model's files, ordinary and read-only
+    /// Print the directory with a model's files, which are ordinary and read-only
     Path {
-        /// Source URI, or the first digits of a model's digest
+        /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
     },
-    /// Write a copy of a model into a directory of your own (reflinks where the file system can)
+    /// Write a copy of a model that is yours to change into another directory
     Export {
-        /// Source URI, or the first digits of a model's digest
+        /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
-        /// Where to; absent or empty
+        /// Where to: a directory that is empty or does not exist yet
         directory: PathBuf,
         /// Link to the store's own read-only files instead of copying them
         #[arg(long)]
         hard_link: bool,
     },
-    /// Hash what is on disk again; report what is damaged, or fetch it again
+    /// Hash models on disk again and report what is damaged; --repair mends it
     Verify(Verify),
-    /// Forget a model; bytes go when no other model needs them
+    /// Forget models; bytes that no other model needs are deleted
     Rm {
-        /// Source URIs, or first digits of models' digests
-        #[arg(required = true)]
+        /// Sources as given to prefetch, or 6 or more first digits of models' digests
+        #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
     },
     /// Print a completion script for a shell
@@ -80,16 +93,17 @@ pub enum Command {
 /// `larder prefetch`.
 #[derive(Debug, Args)]
 pub struct Prefetch {
-    /// s3://bucket/prefix/, gs://bucket/prefix/, file:///dir or https://host/file; prefix or one object
+    /// s3://bucket/prefix/, gs://bucket/prefix/, file:///directory or https://host/file; with s3
+    /// and gs everything below a prefix, or one object
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<String>,
-    /// Only files that match; `*.json` matches in any directory, `a/*.json` from the top
+    /// Take only files that match: *.json in any directory, a/*.json from the top; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
-    /// Not the files that match
+    /// Leave out files that match, also those that --include takes; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
-    /// Return only when the bytes would survive a power cut
+    /// Return only when the files would survive a power cut
     #[arg(long)]
     pub sync: bool,
     /// How to reach the origin.
@@ -99,17 +113,19 @@ pub struct Prefetch {
 
 /// How to reach an origin, beyond what the environment says.
 #[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Access to the source (by default as the AWS and Google tools have it)")]
 pub struct Origin {
-    /// Send no credentials
+    /// Send no credentials, for public buckets
     #[arg(long)]
     pub anonymous: bool,
-    /// Agree to pay for the requests and the traffic (S3)
+    /// Agree to pay for requests and traffic, for requester-pays buckets (S3)
     #[arg(long)]
     pub requester_pays: bool,
-    /// Region of the bucket (S3) [default: what AWS tools would use]
+    /// Region of the bucket (S3) [env: AWS_REGION; else the profile's]
     #[arg(long, value_name = "NAME")]
     pub region: Option<String>,
-    /// Another endpoint [default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, profile; STORAGE_EMULATOR_HOST]
+    /// Another server than Amazon's or Google's, such as MinIO or an emulator [env:
+    /// AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST; else the profile's]
     #[arg(long, value_name = "URL")]
     pub endpoint_url: Option<String>,
 }
@@ -117,9 +133,10 @@ pub struct Origin {
 /// `larder verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// Source URI or digits of a digest [default: everything]
+    /// Source as given to prefetch, or 6 or more first digits of the model's digest [default: every
+    /// model]
     pub model: Option<String>,
-    /// Fetch damaged files again
+    /// Fetch what is damaged or missing again
     #[arg(long)]
     pub repair: bool,
     /// How to reach the origin, for --repair.

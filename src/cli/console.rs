@@ -1,9 +1,14 @@
-//! Where text goes: data to stdout, everything else to stderr.
+//! Where text goes: data to stdout, everything else to stderr, above the bars while there are some.
 #![expect(clippy::print_stderr, reason = "the one place that prints")]
 
-use std::io::Write as _;
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike};
 
 use super::exit::Failure;
+use super::text;
 
 /// How to speak to whoever started us.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +23,7 @@ impl Console {
     /// Data, as it is. A reader that went away (`larder ls | head`) ends the process quietly.
     #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn data(self, text: &str) {
-        let mut out = std::io::stdout().lock();
+        let mut out = io::stdout().lock();
         if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
             std::process::exit(0);
         }
@@ -32,14 +37,14 @@ impl Console {
     /// A line about what happens.
     pub fn note(self, line: &str) {
         if !self.quiet {
-            eprintln!("{line}");
+            above_bars(|| eprintln!("{line}"));
         }
     }
 
-    /// A line about what happened, unless events carry it.
-    pub fn result(self, line: &str) {
-        if !self.json && !self.quiet {
-            eprintln!("{line}");
+    /// What happened, unless events carry it.
+    pub fn result(self, lines: &str) {
+        if !self.json {
+            self.note(lines);
         }
     }
 
@@ -53,9 +58,188 @@ impl Console {
                 "exit_code": failure.exit as u8,
             }));
         }
-        eprintln!("error: {}", failure.message);
-        if let Some(hint) = &failure.hint {
-            eprintln!("  hint: {hint}");
+        above_bars(|| {
+            eprintln!("error: {}", failure.message);
+            if let Some(hint) = &failure.hint {
+                eprintln!("  hint: {hint}");
+            }
+        });
+    }
+}
+
+/// The log's way to stderr.
+pub struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        above_bars(|| io::stderr().write(bytes))
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        above_bars(|| io::stderr().write_all(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// The bars at the bottom of the screen. One for the process, because the log and a second Ctrl-C
+/// come from anywhere.
+static SHOWN: Mutex<Option<Shown>> = Mutex::new(None);
+
+struct Shown {
+    screen: MultiProgress,
+    headline: ProgressBar,
+    bars: Vec<ProgressBar>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn above_bars<T>(print: impl FnOnce() -> T) -> T {
+    match &*locked(&SHOWN) {
+        Some(shown) => shown.screen.suspend(print),
+        None => print(),
+    }
+}
+
+/// Takes the bars off the screen.
+pub fn clear_bars() {
+    let mut shown = locked(&SHOWN);
+    if let Some(shown) = shown.take() {
+        let _ = shown.screen.clear();
+        // A bar draws once more when it is dropped.
+        shown.screen.set_draw_target(ProgressDrawTarget::hidden());
+    }
+}
+
+/// A share of a whole, and what it is.
+pub struct Bar {
+    pub done: u64,
+    pub size: u64,
+    pub text: String,
+}
+
+/// Bars at the bottom of the screen; gone with the value, so that what follows starts on a clean
+/// line.
+pub struct Bars(());
+
+impl Bars {
+    /// `None` where none can be drawn: no terminal, or one that cannot move its cursor.
+    pub fn new(times_per_second: u8) -> Option<Self> {
+        let can_move = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+        if !io::stderr().is_terminal() || !can_move {
+            return None;
         }
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::default()), times_per_second);
+        let screen = MultiProgress::with_draw_target(target);
+        let headline = screen.add(ProgressBar::no_length().with_style(style("{wide_msg}")));
+        *locked(&SHOWN) = Some(Shown { screen, headline, bars: Vec::new() });
+        Some(Self(()))
+    }
+
+    /// Shows these in place of those before.
+    #[expect(clippy::unused_self, reason = "who has it is who draws")]
+    pub fn show(&self, headline: String, bars: Vec<Bar>) {
+        let mut shown = locked(&SHOWN);
+        let Some(Shown { screen, headline: first, bars: rows }) = &mut *shown else { return };
+        // Every change asks for a drawing, and the first one of a period gets it: with all bars as
+        // they were left last time, so no bar is seen under the name of another.
+        first.set_message(headline);
+        rows.drain(bars.len().min(rows.len())..).for_each(|row| screen.remove(&row));
+        while rows.len() < bars.len() {
+            rows.push(screen.add(ProgressBar::new(1).with_style(style("[{bar:20}] {floor:>3} %  {wide_msg}"))));
+        }
+        for (row, bar) in rows.iter().zip(bars) {
+            row.update(|state| {
+                state.set_len(bar.size.max(1));
+                state.set_pos(bar.done);
+            });
+            row.set_message(bar.text);
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        clear_bars();
+    }
+}
+
+/// `floor` is the percentage; indicatif's own is rounded, and 100 before the end.
+fn style(template: &str) -> ProgressStyle {
+    let floor = |state: &ProgressState, to: &mut dyn fmt::Write| {
+        let _ = write!(to, "{}", text::percent(state.pos(), state.len().unwrap_or(0)));
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("floor", floor).progress_chars("=> ")
+}
+
+/// Stderr for indicatif, which leaves the cursor at the right edge of the last bar: there the `^C`
+/// that a terminal echoes would wrap, and leave a line behind. Here the cursor waits at the left.
+/// What is drawn is written at once, so that no other program's output comes between; a terminal
+/// that went away is no error, as indicatif panics at one.
+#[derive(Debug, Default)]
+struct Terminal {
+    drawing: Mutex<String>,
+}
+
+impl Terminal {
+    fn size() -> (u16, u16) {
+        let told = rustix::termios::tcgetwinsize(io::stderr()).ok();
+        let told = told.filter(|size| size.ws_row > 0 && size.ws_col > 0);
+        told.map_or((24, 80), |size| (size.ws_row, size.ws_col))
+    }
+
+    fn moved(&self, by: usize, direction: char) -> io::Result<()> {
+        if by == 0 { Ok(()) } else { self.write_str(&format!("\x1b[{by}{direction}")) }
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        Self::size().1
+    }
+
+    fn height(&self) -> u16 {
+        Self::size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        // Only ever to lines that are there, so nothing scrolls.
+        self.write_str(&"\n".repeat(n))
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'D')
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        self.write_str(&format!("{line}\n"))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        locked(&self.drawing).push_str(text);
+        Ok(())
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.write_str("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let drawing = std::mem::take(&mut *locked(&self.drawing)) + "\r";
+        let _ = io::stderr().lock().write_all(drawing.as_bytes());
+        Ok(())
     }
 }

@@ -50,8 +50,14 @@ impl Failure {
         Self { message: message.into(), hint: None, exit }
     }
 
-    fn hinted(exit: Exit, message: String, hint: impl Into<String>) -> Self {
-        Self { message, hint: Some(hint.into()), exit }
+    /// A failure and what to do next.
+    pub fn hinted(exit: Exit, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: Some(hint.into()), exit }
+    }
+
+    /// Ctrl-C or SIGTERM, and what that leaves.
+    pub fn interrupted(hint: &str) -> Self {
+        Self::hinted(Exit::Interrupted, "interrupted", hint)
     }
 }
 
@@ -122,7 +128,7 @@ impl From<store::Error> for Failure {
             E::Full { .. } => Self::hinted(
                 Exit::Disk,
                 message,
-                "`larder ls` shows what could go, `larder rm` removes it; or name another store with --store",
+                "make room there (`larder rm` deletes what `larder ls` shows), or use another disk with --store",
             ),
             E::Io { .. } if full => {
                 Self::hinted(Exit::Disk, message, "make room: what has arrived stays, the next call goes on from there")
@@ -148,8 +154,30 @@ impl From<fetch::Error> for Failure {
             E::KeepsChanging { .. } => Self::hinted(Exit::Origin, message, "wait until its upload is finished"),
             E::NothingSelected { .. } => Self::new(Exit::NotFound, message),
             E::BadGlob { .. } => Self::new(Exit::Usage, message),
-            E::Interrupted => Self::new(Exit::Interrupted, message),
+            E::Interrupted => Self::interrupted("what has arrived stays: the same command goes on from there"),
             E::Defect(_) => Self::hinted(Exit::Defect, message, "please report it, with what you did"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(failure: &Failure) -> String {
+        format!("{}: {}\n{}", failure.exit as u8, failure.message, failure.hint.as_deref().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_full_disk_and_an_interrupt_say_what_to_do() {
+        let full = store::Error::Full { path: "/data".into(), needed: 3 << 30, free: 1 << 30 };
+        insta::assert_snapshot!(told(&full.into()), @"
+        74: not enough room in `/data`: 3.0 GiB needed, 1.0 GiB free
+        make room there (`larder rm` deletes what `larder ls` shows), or use another disk with --store
+        ");
+        insta::assert_snapshot!(told(&fetch::Error::Interrupted.into()), @"
+        130: interrupted
+        what has arrived stays: the same command goes on from there
+        ");
     }
 }

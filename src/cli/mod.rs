@@ -69,12 +69,13 @@ fn run(console: Console, cli: Cli) -> Result<Exit, Failure> {
 }
 
 fn store_directory(common: &Common) -> Result<PathBuf, Failure> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let absolute = |name: &str| named(name).filter(|path| path.is_absolute());
     let default =
         || Some(absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?.join("larder"));
     let none =
         || Failure::new(Exit::Usage, "neither --store, LARDER_STORE, XDG_CACHE_HOME nor HOME says where the store is");
-    common.store.clone().or_else(default).ok_or_else(none)
+    common.store.clone().or_else(|| named("LARDER_STORE")).or_else(default).ok_or_else(none)
 }
 
 /// Runs a command that needs the network; the first Ctrl-C or SIGTERM ends it cleanly, the
@@ -112,6 +113,7 @@ async fn listen(cancel: Cancel) {
             _ = terminate.recv() => {}
         }
         if asked_before {
+            console::clear_bars();
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
         cancel.cancel();
@@ -130,7 +132,7 @@ fn start_log(common: &Common) {
         && std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| console::Log)
         .with_ansi(color)
         .with_target(false)
         .init();

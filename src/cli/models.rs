@@ -7,9 +7,14 @@ use serde_json::json;
 
 use super::console::Console;
 use super::exit::{Exit, Failure};
+use super::prefetch::absolute;
 use super::text;
-use crate::domain::{Digest, Manifest, Source};
-use crate::store::{Kept, SourceFile, Store, View};
+use crate::domain::{Digest, Manifest, Source, Version};
+use crate::store::{self, Kept, SourceFile, SourceRecord, Store, View};
+
+/// Above this, `inspect` tells of an unfinished model only as a whole how much is here: asking
+/// file by file reads the catalog each time.
+const FILES_ASKED_MAX: usize = 256;
 
 /// A model as a user names it.
 pub(super) struct Named {
@@ -18,7 +23,7 @@ pub(super) struct Named {
     pub manifest: Manifest,
 }
 
-/// Everything kept whose source is `name`, or whose digest starts with it.
+/// Everything kept whose source is `name`, or whose digest starts with it; something is.
 pub(super) fn matching(view: &View, name: &str) -> Result<Vec<Kept>, Failure> {
     let by_digest = name.len() >= 6 && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
     let kept = view.kept()?;
@@ -46,29 +51,85 @@ pub(super) fn matching(view: &View, name: &str) -> Result<Vec<Kept>, Failure> {
     Ok(found)
 }
 
-/// The complete model of that name. Of several selections of one source, the one used last.
-pub(super) fn complete(view: &View, name: &str) -> Result<Named, Failure> {
+/// Opens the store for looking; one that is not there is an error, and stays so.
+fn look(directory: &Path) -> Result<View, Failure> {
+    match View::open(directory) {
+        Err(store::Error::Absent(_)) => Err(no_store(directory)),
+        other => Ok(other?),
+    }
+}
+
+/// Opens the store for changing what is in it. Only a prefetch makes one.
+pub(super) fn own(directory: &Path) -> Result<Store, Failure> {
+    // What holds something else is refused by the store, in its own words.
+    let is_ours_to_make = match std::fs::read_dir(directory) {
+        Ok(mut entries) => entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    if is_ours_to_make {
+        return Err(no_store(directory));
+    }
+    Ok(Store::open(directory)?)
+}
+
+fn no_store(directory: &Path) -> Failure {
+    Failure::hinted(
+        Exit::NotFound,
+        format!("there is no store in `{}`", directory.display()),
+        "check --store and LARDER_STORE; the first `larder prefetch` makes a store",
+    )
+}
+
+/// The one that is meant of several selections of one source: a finished one, the one used last.
+fn chosen(view: &View, name: &str) -> Result<Kept, Failure> {
     let mut found = matching(view, name)?;
-    found.sort_by_key(|kept| (kept.manifest.is_some(), kept.last_used));
-    let kept = found.pop().filter(|kept| kept.manifest.is_some());
-    let incomplete = |why: &str| Failure {
-        hint: Some(format!("`larder prefetch {name}` completes it")),
-        ..Failure::new(Exit::NotFound, format!("`{name}` is {why}"))
+    found.sort_by_key(|kept| std::cmp::Reverse((kept.manifest.is_some(), kept.last_used)));
+    Ok(found.swap_remove(0))
+}
+
+/// The complete model of that name.
+fn complete(view: &View, name: &str) -> Result<Named, Failure> {
+    let kept = chosen(view, name)?;
+    let incomplete = |why: String| Failure::hinted(Exit::NotFound, format!("`{name}` is {why}"), completing(&kept));
+    let Some(digest) = kept.manifest else {
+        let line = Line::of(Some(view), &kept);
+        return Err(incomplete(format!("here only in part: {} of {}", text::bytes(line.here), text::bytes(line.size))));
     };
-    let Some((kept, digest)) = kept.and_then(|kept| kept.manifest.map(|digest| (kept, digest))) else {
-        return Err(incomplete("here only in part"));
+    let manifest = match view.manifest(&digest) {
+        Err(store::Error::Damaged { .. } | store::Error::Absent(_)) => {
+            let damaged = format!("the manifest of `{name}` is damaged or missing");
+            return Err(Failure::hinted(Exit::Integrity, damaged, completing(&kept)));
+        }
+        other => other?,
     };
-    let manifest = view.manifest(&digest)?;
     if !view.is_complete(&manifest, &digest) {
-        return Err(incomplete("damaged or here only in part"));
+        return Err(incomplete("damaged or here only in part".to_owned()));
     }
     Ok(Named { kept, digest, manifest })
+}
+
+/// The command that makes a model whole.
+fn completing(kept: &Kept) -> String {
+    match (&kept.record, kept.manifest) {
+        (Some(record), _) => format!("`larder prefetch {}` completes it", typed(record)),
+        (None, Some(digest)) => {
+            format!("no source names it any more, nothing can complete it: `larder rm {}` removes it", digest.short())
+        }
+        (None, None) => "`larder ls` shows what is here".to_owned(),
+    }
+}
+
+/// A source and its globs as they are typed in a shell.
+fn typed(record: &SourceRecord) -> String {
+    let globs =
+        |flag: &str, globs: &[String]| globs.iter().map(|glob| format!(" --{flag} '{glob}'")).collect::<String>();
+    format!("{}{}{}", record.source, globs("include", &record.include), globs("exclude", &record.exclude))
 }
 
 /// `larder ls`.
 pub fn ls(console: Console, directory: &Path) -> Result<Exit, Failure> {
     let view = match View::open(directory) {
-        Err(crate::store::Error::Absent(_)) => None,
+        Err(store::Error::Absent(_)) => None,
         other => Some(other?),
     };
     let mut rows = Vec::new();
@@ -130,7 +191,7 @@ impl<'a> Line<'a> {
 
     fn cells(&self) -> Vec<String> {
         let state = match self.state {
-            "partial" => format!("partial {} %", (self.here.saturating_mul(100)).checked_div(self.size).unwrap_or(0)),
+            "partial" => format!("partial {} %", text::percent(self.here, self.size)),
             other => other.to_owned(),
         };
         vec![
@@ -159,62 +220,159 @@ impl<'a> Line<'a> {
     }
 }
 
-/// `larder inspect`.
-pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, Failure> {
-    let view = View::open(directory)?;
-    let Named { kept, digest, manifest } = complete(&view, name)?;
-    let shared = shared_with(&view, &digest)?;
-    let of_path: HashMap<&str, &SourceFile> =
-        kept.record.iter().flat_map(|record| &record.files).map(|file| (file.path.as_str(), file)).collect();
-    let mut rows = Vec::new();
-    let mut files = Vec::new();
-    for file in manifest.files() {
-        let origin = of_path.get(file.path.as_str());
-        let sharers = shared.get(&file.digest).map_or(&[][..], Vec::as_slice);
-        if console.json {
-            files.push(json!({
-                "path": file.path,
-                "size": file.size,
-                "digest": file.digest,
-                "uri": origin.map(|o| &o.uri),
-                "version": origin.map(|o| o.version.to_string()),
-                "checked": origin.and_then(|o| o.checked).map(|sum| json!({"algorithm": sum.algorithm(), "value": sum.value()})),
-                "shared_with": sharers,
-            }));
-            continue;
-        }
-        rows.push(vec![
-            file.path.to_string(),
-            text::bytes(file.size),
-            file.digest.short(),
-            origin.map_or_else(|| "-".to_owned(), |o| o.version.to_string()),
-            origin.and_then(|o| o.checked).map_or("BLAKE3 only", |sum| sum.algorithm()).to_owned(),
-            if sharers.is_empty() { "-".to_owned() } else { sharers.join(", ") },
-        ]);
+/// One file as `inspect` shows it.
+struct Shown {
+    path: String,
+    size: u64,
+    /// Known once it was here.
+    digest: Option<Digest>,
+    uri: Option<String>,
+    version: Option<Version>,
+    checked: Option<crate::domain::Checksum>,
+    /// Bytes that are here; `None` where asking costs too much.
+    here: Option<u64>,
+}
+
+impl Shown {
+    fn of_manifest(view: &View, kept: &Kept, manifest: &Manifest) -> Vec<Self> {
+        let files = kept.record.iter().flat_map(|record| &record.files);
+        let origins: HashMap<&str, &SourceFile> = files.map(|file| (file.path.as_str(), file)).collect();
+        let shown = |file: &crate::domain::ManifestEntry| {
+            let origin = origins.get(file.path.as_str());
+            Self {
+                path: file.path.to_string(),
+                size: file.size,
+                digest: Some(file.digest),
+                uri: origin.map(|origin| origin.uri.clone()),
+                version: origin.map(|origin| origin.version.clone()),
+                checked: origin.and_then(|origin| origin.checked),
+                here: Some(blob_here(view, &file.digest, file.size)),
+            }
+        };
+        manifest.files().iter().map(shown).collect()
     }
+
+    /// What a source says of a model that is not finished, or whose manifest is damaged.
+    fn of_record(view: &View, record: &SourceRecord) -> Vec<Self> {
+        let here = |file: &SourceFile| match file.digest {
+            Some(digest) if record.manifest.is_some() => Some(blob_here(view, &digest, file.size)),
+            _ if record.files.len() > FILES_ASKED_MAX => None,
+            _ => {
+                let mut alone = SourceRecord::new(String::new(), record.origin.clone(), Vec::new(), Vec::new());
+                alone.files.push(file.clone());
+                Some(view.bytes_present(&alone))
+            }
+        };
+        let shown = |file: &SourceFile| Self {
+            path: file.path.to_string(),
+            size: file.size,
+            digest: file.digest,
+            uri: Some(file.uri.clone()),
+            version: Some(file.version.clone()),
+            checked: file.checked,
+            here: here(file),
+        };
+        record.files.iter().map(shown).collect()
+    }
+
+    fn json(&self, sharers: &[String]) -> serde_json::Value {
+        json!({
+            "path": self.path,
+            "size": self.size,
+            "bytes_here": self.here,
+            "digest": self.digest,
+            "uri": self.uri,
+            "version": self.version.as_ref().map(Version::to_string),
+            "checked": self.checked.map(|sum| json!({"algorithm": sum.algorithm(), "value": sum.value()})),
+            "shared_with": sharers,
+        })
+    }
+
+    fn cells(&self, sharers: &[String]) -> Vec<String> {
+        let dash = || "-".to_owned();
+        vec![
+            self.path.clone(),
+            text::bytes(self.size),
+            match self.here {
+                None => "?".to_owned(),
+                Some(here) if here == self.size => "all".to_owned(),
+                Some(0) => dash(),
+                Some(here) => format!("{} %", text::percent(here, self.size)),
+            },
+            self.digest.map_or_else(dash, |digest| digest.short()),
+            self.version.as_ref().map_or_else(dash, Version::to_string),
+            match (self.digest, self.checked) {
+                (_, Some(sum)) => sum.algorithm().to_owned(),
+                (Some(_), None) => "none".to_owned(),
+                (None, None) => dash(),
+            },
+            if sharers.is_empty() { dash() } else { sharers.join(", ") },
+        ]
+    }
+}
+
+/// Bytes of a blob that are here: all or none, because only the whole has a name.
+fn blob_here(view: &View, digest: &Digest, size: u64) -> u64 {
+    if view.has_blob(digest) && view.blob_len(digest) == size { size } else { 0 }
+}
+
+/// `larder inspect`. A model that is here only in part is shown as far as it is known.
+pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, Failure> {
+    let view = look(directory)?;
+    let kept = chosen(&view, name)?;
+    let manifest = kept.manifest.map(|digest| view.manifest(&digest)).transpose();
+    let files = match (&manifest, &kept.record) {
+        (Ok(Some(manifest)), _) => Shown::of_manifest(&view, &kept, manifest),
+        (_, Some(record)) => Shown::of_record(&view, record),
+        // Neither says what it was.
+        (_, None) => return complete(&view, name).map(|_| Exit::Done),
+    };
+    let line = Line::of(Some(&view), &kept);
+    let here = match files.iter().map(|file| file.here).sum::<Option<u64>>() {
+        Some(here) => here,
+        None => line.here,
+    };
+    let is_complete = matches!(line.state, "complete" | "superseded");
+    let tree = kept.manifest.filter(|_| is_complete).map(|digest| absolute(&view.tree(&digest)));
+    let shared = shared_with(&view, kept.manifest.as_ref())?;
+    let sharers = |file: &Shown| file.digest.and_then(|digest| shared.get(&digest)).map_or(&[][..], Vec::as_slice);
     let source = kept.record.as_ref().map(|record| record.source.clone());
     if console.json {
-        console.event(&json!({"source": source, "digest": digest, "path": view.tree(&digest), "bytes": manifest.size(), "files": files}));
+        let files: Vec<_> = files.iter().map(|file| file.json(sharers(file))).collect();
+        console.event(&json!({
+            "source": source, "digest": kept.manifest, "path": tree, "bytes": line.size,
+            "bytes_here": here, "state": line.state, "files": files,
+        }));
         return Ok(Exit::Done);
     }
-    let head = format!(
-        "source  {}\nmodel   {digest}\nfiles   {} ({})\npath    {}\n\n",
-        source.as_deref().unwrap_or("-"),
-        manifest.files().len(),
-        text::bytes(manifest.size()),
-        view.tree(&digest).display()
-    );
-    console.data(
-        &(head + &text::table(&["FILE", "SIZE", "BLAKE3", "ORIGIN VERSION", "CHECKED AGAINST", "SHARED WITH"], &rows)),
-    );
+    let mut head = vec![("source", line.source())];
+    head.extend(kept.manifest.map(|digest| ("model", digest.to_string())));
+    head.push(("files", format!("{} ({})", line.files, text::bytes(line.size))));
+    head.push(("state", line.state.to_owned()));
+    if !is_complete {
+        head.push(("here", format!("{} ({} %)", text::bytes(here), text::percent(here, line.size))));
+    }
+    head.extend(tree.map(|tree| ("path", tree.display().to_string())));
+    let head: String = head.iter().map(|(name, value)| format!("{name:6}  {value}\n")).collect();
+    let columns = ["FILE", "SIZE", "HERE", "BLAKE3", "ORIGIN VERSION", "CHECKED AGAINST", "SHARED WITH"];
+    let rows: Vec<_> = files.iter().map(|file| file.cells(sharers(file))).collect();
+    // Columns that say nothing make lines that no screen holds.
+    let tells = |at: usize| if columns[at] == "HERE" { !is_complete } else { rows.iter().any(|row| row[at] != "-") };
+    let told: Vec<usize> = (0..columns.len()).filter(|at| tells(*at)).collect();
+    let columns: Vec<&str> = told.iter().map(|at| columns[*at]).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| told.iter().map(|at| row[*at].clone()).collect()).collect();
+    console.data(&format!("{head}\n{}", text::table(&columns, &rows)));
+    if !is_complete {
+        console.note(&format!("  hint: {}", completing(&kept)));
+    }
     Ok(Exit::Done)
 }
 
 /// Blob -> names of the other models that have it too.
-fn shared_with(view: &View, own: &Digest) -> Result<HashMap<Digest, Vec<String>>, Failure> {
+fn shared_with(view: &View, own: Option<&Digest>) -> Result<HashMap<Digest, Vec<String>>, Failure> {
     let mut shared: HashMap<Digest, Vec<String>> = HashMap::new();
     for kept in view.kept()? {
-        let Some(digest) = kept.manifest.filter(|digest| digest != own) else { continue };
+        let Some(digest) = kept.manifest.filter(|digest| Some(digest) != own) else { continue };
         let Ok(manifest) = view.manifest(&digest) else { continue };
         let name = kept.record.map_or_else(|| digest.short(), |record| record.source);
         for file in manifest.files() {
@@ -229,13 +387,12 @@ fn shared_with(view: &View, own: &Digest) -> Result<HashMap<Digest, Vec<String>>
 
 /// `larder path`.
 pub fn path(console: Console, directory: &Path, name: &str) -> Result<Exit, Failure> {
-    let view = View::open(directory)?;
+    let view = look(directory)?;
     let named = complete(&view, name)?;
     if let Some(record) = &named.kept.record {
         view.touch(record);
     }
-    let tree = view.tree(&named.digest);
-    let tree = std::path::absolute(&tree).unwrap_or(tree);
+    let tree = absolute(&view.tree(&named.digest));
     if console.json {
         console.event(&json!({"path": tree, "digest": named.digest}));
     } else {
@@ -246,7 +403,7 @@ pub fn path(console: Console, directory: &Path, name: &str) -> Result<Exit, Fail
 
 /// `larder export`.
 pub fn export(console: Console, directory: &Path, name: &str, target: &Path, hard_link: bool) -> Result<Exit, Failure> {
-    let view = View::open(directory)?;
+    let view = look(directory)?;
     let named = complete(&view, name)?;
     let done = view.export(&named.manifest, target, hard_link)?;
     if let Some(record) = &named.kept.record {
@@ -271,7 +428,7 @@ pub fn export(console: Console, directory: &Path, name: &str, target: &Path, har
 
 /// `larder rm`.
 pub fn rm(console: Console, directory: &Path, names: &[String]) -> Result<Exit, Failure> {
-    let store = Store::open(directory)?;
+    let store = own(directory)?;
     let (mut records, mut manifests) = (Vec::new(), Vec::new());
     for name in names {
         for kept in matching(store.view(), name)? {

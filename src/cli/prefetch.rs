@@ -1,6 +1,6 @@
 //! `larder prefetch`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -12,6 +12,9 @@ use crate::domain::Source;
 use crate::fetch::{Cancel, Outcome, Progress, Pull, Selection};
 use crate::remote;
 use crate::store::{Recovered, Store};
+
+/// How a pull counts files for which it had no checksum of the origin's.
+const BLAKE3_ONLY: &str = "BLAKE3 only";
 
 /// Pulls every source; one that fails does not keep the others from coming. The first failure
 /// decides the exit code.
@@ -123,23 +126,152 @@ fn tell(console: Console, source: &str, outcome: &Outcome, progress: &Progress) 
         }));
         return;
     }
-    let verified: Vec<String> = outcome.verified.iter().map(|(by, files)| format!("{by} of {files}")).collect();
-    let equal: usize = outcome.equal_by.values().sum();
-    let equal = if equal == 0 {
-        String::new()
-    } else {
-        let by: Vec<&str> = outcome.equal_by.keys().copied().collect();
-        format!(", {} proven equal to what was here by {}", text::count(equal, "file"), by.join(" and "))
+    let mut lines = text::lines("", "  ", &amounts(source, outcome, progress));
+    lines.extend(text::lines("  ", "  ", &proofs(outcome)));
+    lines.push(format!("  {}", absolute(&outcome.tree).display()));
+    console.result(&lines.join("\n"));
+}
+
+/// A path that is right in any directory.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// How much there is, how much of it moved, and what that took.
+fn amounts(source: &str, outcome: &Outcome, progress: &Progress) -> Vec<String> {
+    let (total, moved) = (text::bytes(outcome.bytes_total), text::bytes(outcome.bytes_moved));
+    let elapsed = text::duration(outcome.elapsed);
+    let took = format!("in {elapsed} ({})", text::rate(outcome.bytes_moved, outcome.elapsed));
+    let mut clauses = match outcome.bytes_moved {
+        0 => vec![format!("{source}: {total}"), format!("nothing had to move ({elapsed})")],
+        bytes if bytes < outcome.bytes_total => vec![format!("{source}: {moved} of {total} moved {took}")],
+        bytes if bytes == outcome.bytes_total => vec![format!("{source}: {moved} moved {took}")],
+        // Files that changed at the origin, or did not match their checksum, came more than once.
+        _ => vec![format!("{source}: {total}"), format!("{moved} moved for it {took}")],
     };
-    console.result(&format!(
-        "{source}: {} ({}), {} moved, {} already here, {} ({}), checked against the origin's {}{equal}{}",
-        text::count(outcome.files, "file"),
-        text::bytes(outcome.bytes_total),
-        text::bytes(outcome.bytes_moved),
-        text::bytes(here),
-        text::duration(outcome.elapsed),
-        text::rate(outcome.bytes_moved, outcome.elapsed),
-        verified.join(", "),
-        watch::trouble(progress),
-    ));
+    clauses.extend(watch::trouble(progress));
+    clauses
+}
+
+/// What the bytes were compared with, and when: on their way here, by this call or an earlier one.
+fn proofs(outcome: &Outcome) -> Vec<String> {
+    let equal: usize = outcome.equal_by.values().sum();
+    let mut clauses = Vec::new();
+    if equal > 0 {
+        let by: Vec<&str> = outcome.equal_by.keys().copied().collect();
+        let all = if equal == outcome.files && equal > 1 { "all " } else { "" };
+        clauses.push(format!(
+            "{all}{} proven equal to what was here by {}",
+            text::count(equal, "file"),
+            by.join(" or ")
+        ));
+    }
+    let without = outcome.verified.get(BLAKE3_ONLY).copied().unwrap_or(0);
+    let compared: Vec<(&str, usize)> =
+        outcome.verified.iter().filter(|(by, _)| **by != BLAKE3_ONLY).map(|(by, files)| (*by, *files)).collect();
+    // What an equal file was compared with is part of its proof.
+    if !compared.is_empty() && equal < outcome.files {
+        let they = if outcome.files - without == 1 { "it" } else { "they" };
+        let (when, now) = match outcome.bytes_moved {
+            0 => ("when", ", not now"),
+            moved if moved == outcome.bytes_total => ("as", ""),
+            _ => ("when", ""),
+        };
+        let files = text::count(outcome.files - without, "file");
+        let subject = match (without, outcome.files) {
+            (0, 1) => format!("{files}, "),
+            (0, all) if equal > 0 => format!("all {all} "),
+            (0, _) => format!("{files}, all "),
+            _ => format!("{files} "),
+        };
+        let by = match &compared[..] {
+            [(by, _)] => (*by).to_owned(),
+            several => several.iter().map(|(by, files)| format!("{by} ({files})")).collect::<Vec<_>>().join(" and "),
+        };
+        clauses.push(format!("{subject}checked against the origin's {by} {when} {they} came{now}"));
+    }
+    let digests = if without == 1 { "its BLAKE3 digest is" } else { "BLAKE3 digests are" };
+    if without > 0 {
+        clauses.push(format!("the origin keeps no checksum for {} ({digests} recorded)", text::count(without, "file")));
+    }
+    clauses
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::Digest;
+
+    #[track_caller]
+    fn told(
+        files: usize,
+        moved: u64,
+        verified: &[(&'static str, usize)],
+        equal_by: &[(&'static str, usize)],
+    ) -> String {
+        let outcome = Outcome {
+            manifest: Digest::of(b""),
+            tree: PathBuf::new(),
+            files,
+            bytes_total: 90 << 20,
+            bytes_moved: moved << 20,
+            equal_by: equal_by.iter().copied().collect::<BTreeMap<_, _>>(),
+            verified: verified.iter().copied().collect::<BTreeMap<_, _>>(),
+            markers: 0,
+            elapsed: Duration::from_millis(if moved == 0 { 34 } else { 1500 }),
+        };
+        let mut lines = text::lines("", "  ", &amounts("s3://models/llama/", &outcome, &Progress::default()));
+        lines.extend(text::lines("  ", "  ", &proofs(&outcome)));
+        assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
+        lines.join("\n")
+    }
+
+    #[test]
+    fn a_result_reads_well_at_80_columns() {
+        insta::assert_snapshot!(told(9, 90, &[("CRC64NVME", 9)], &[]), @"
+        s3://models/llama/: 90.0 MiB moved in 1.5 s (60.0 MiB/s)
+          9 files, all checked against the origin's CRC64NVME as they came
+        ");
+        insta::assert_snapshot!(told(9, 0, &[("CRC64NVME", 9)], &[]), @"
+        s3://models/llama/: 90.0 MiB, nothing had to move (34 ms)
+          9 files, all checked against the origin's CRC64NVME when they came, not now
+        ");
+        insta::assert_snapshot!(told(9, 40, &[("CRC64NVME", 9)], &[]), @"
+        s3://models/llama/: 40.0 MiB of 90.0 MiB moved in 1.5 s (26.7 MiB/s)
+          9 files, all checked against the origin's CRC64NVME when they came
+        ");
+        insta::assert_snapshot!(told(9, 95, &[("CRC32C", 9)], &[]), @"
+        s3://models/llama/: 90.0 MiB, 95.0 MiB moved for it in 1.5 s (63.3 MiB/s)
+          9 files, all checked against the origin's CRC32C when they came
+        ");
+        insta::assert_snapshot!(told(1, 90, &[("MD5", 1)], &[]), @"
+        s3://models/llama/: 90.0 MiB moved in 1.5 s (60.0 MiB/s)
+          1 file, checked against the origin's MD5 as it came
+        ");
+        insta::assert_snapshot!(told(9, 90, &[(BLAKE3_ONLY, 9)], &[]), @"
+        s3://models/llama/: 90.0 MiB moved in 1.5 s (60.0 MiB/s)
+          the origin keeps no checksum for 9 files (BLAKE3 digests are recorded)
+        ");
+        insta::assert_snapshot!(told(9, 0, &[(BLAKE3_ONLY, 9)], &[]), @"
+        s3://models/llama/: 90.0 MiB, nothing had to move (34 ms)
+          the origin keeps no checksum for 9 files (BLAKE3 digests are recorded)
+        ");
+        insta::assert_snapshot!(told(9, 90, &[("CRC64NVME", 5), ("MD5", 3), (BLAKE3_ONLY, 1)], &[]), @"
+        s3://models/llama/: 90.0 MiB moved in 1.5 s (60.0 MiB/s)
+          8 files checked against the origin's CRC64NVME (5) and MD5 (3) as they came,
+          the origin keeps no checksum for 1 file (its BLAKE3 digest is recorded)
+        ");
+        insta::assert_snapshot!(told(9, 0, &[("CRC64NVME", 9)], &[("ETag and CRC", 9)]), @"
+        s3://models/llama/: 90.0 MiB, nothing had to move (34 ms)
+          all 9 files proven equal to what was here by ETag and CRC
+        ");
+        insta::assert_snapshot!(told(9, 10, &[("CRC64NVME", 9)], &[("SHA-256", 8)]), @"
+        s3://models/llama/: 10.0 MiB of 90.0 MiB moved in 1.5 s (6.7 MiB/s)
+          8 files proven equal to what was here by SHA-256,
+          all 9 checked against the origin's CRC64NVME when they came
+        ");
+    }
 }

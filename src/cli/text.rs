@@ -29,12 +29,13 @@ pub fn rate(count: u64, elapsed: Duration) -> String {
     format!("{}/s", bytes(count.saturating_mul(1000) / millis))
 }
 
-/// `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`.
+/// `34 ms`, `1.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`.
 #[must_use]
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
-        0..10 => format!("{:.1} s", time.as_secs_f64()),
+        0 => format!("{} ms", time.as_millis().max(1)),
+        1..10 => format!("{:.1} s", time.as_secs_f64()),
         10..60 => format!("{seconds} s"),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
@@ -80,10 +81,39 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n") + "\n"
 }
 
+/// Whole percent, rounded down: 100 is all of it.
+#[must_use]
+pub fn percent(part: u64, whole: u64) -> u64 {
+    part.min(whole).saturating_mul(100).checked_div(whole).unwrap_or(0)
+}
+
 /// `1 file`, `2 files`.
 #[must_use]
 pub fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// A terminal that nobody widened.
+const LINE_LEN_MAX: usize = 80;
+
+/// Clauses with commas between them, in lines that break where a clause ends; all but the first
+/// begin with `indent`. Only a clause that is longer itself makes a longer line.
+#[must_use]
+pub fn lines(first_indent: &str, indent: &str, clauses: &[String]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for (at, clause) in clauses.iter().enumerate() {
+        let comma = if at + 1 < clauses.len() { "," } else { "" };
+        if at == 0 {
+            line = format!("{first_indent}{clause}{comma}");
+        } else if line.chars().count() + clause.chars().count() + comma.len() < LINE_LEN_MAX {
+            line.push_str(&format!(" {clause}{comma}"));
+        } else {
+            lines.push(std::mem::replace(&mut line, format!("{indent}{clause}{comma}")));
+        }
+    }
+    lines.push(line);
+    lines
 }
 
 #[cfg(test)]
@@ -98,9 +128,22 @@ mod tests {
         assert_eq!(bytes((1 << 30) - 1), "1.0 GiB");
         assert_eq!(bytes(u64::MAX), "16.0 EiB");
         assert_eq!(rate(10 << 20, Duration::from_secs(2)), "5.0 MiB/s");
-        assert_eq!(duration(Duration::from_millis(400)), "0.4 s");
+        assert_eq!(duration(Duration::ZERO), "1 ms");
+        assert_eq!(duration(Duration::from_millis(400)), "400 ms");
+        assert_eq!(duration(Duration::from_millis(1400)), "1.4 s");
         assert_eq!(duration(Duration::from_secs(200)), "3 min 20 s");
         assert_eq!(count(1, "file"), "1 file");
+    }
+
+    #[test]
+    fn lines_break_between_clauses() {
+        let clauses = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(lines("", "  ", &clauses(&["a", "b", "c"])), ["a, b, c"]);
+        assert_eq!(lines("> ", "  ", &clauses(&["a"])), ["> a"]);
+        let long = "x".repeat(76);
+        // 80 columns with the comma.
+        assert_eq!(lines("", "  ", &clauses(&[&long, "b", "c"])), [format!("{long}, b,"), "  c".to_owned()]);
+        assert_eq!(lines("", "  ", &clauses(&[&long, "bc", "d"])), [format!("{long},"), "  bc, d".to_owned()]);
     }
 
     #[test]

@@ -1,19 +1,16 @@
 //! Shows a pull while it runs: bars on a terminal, a line now and then elsewhere, events as JSON.
 
-use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::console::Console;
+use super::console::{Bar, Bars, Console};
 use super::text;
-use crate::fetch::Progress;
+use crate::fetch::{FileProgress, Progress};
 
 /// A screen has no room for more files than this.
 const FILES_SHOWN_MAX: usize = 8;
-const BAR_INTERVAL: Duration = Duration::from_millis(100);
+const BARS_PER_SECOND: u8 = 10;
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 /// The rate is an average over about this long.
@@ -26,8 +23,8 @@ pub async fn watch(console: Console, source: &str, progress: Arc<Progress>) {
         events(console, source, &progress, rate).await;
     } else if console.quiet {
         std::future::pending::<()>().await;
-    } else if std::io::stderr().is_terminal() {
-        bars(source, &progress).await;
+    } else if let Some(screen) = Bars::new(BARS_PER_SECOND) {
+        bars(screen, source, &progress, rate).await;
     } else {
         lines(console, &progress, rate).await;
     }
@@ -60,7 +57,34 @@ impl Rate {
 
 fn left(progress: &Progress, per_second: u64) -> Option<Duration> {
     let missing = progress.bytes_total.load(Relaxed).saturating_sub(progress.bytes_done());
-    (per_second > 0).then(|| Duration::from_secs(missing / per_second))
+    (per_second > 0).then(|| Duration::from_secs(missing.div_ceil(per_second)))
+}
+
+/// `12.0 MiB of 96.2 MiB, 20.0 MiB/s, 5 s left`; what is not known yet is not said.
+fn amounts(progress: &Progress, per_second: u64) -> String {
+    let (done, total) = (progress.bytes_done(), progress.bytes_total.load(Relaxed));
+    let mut text = format!("{} of {}", text::bytes(done.min(total)), text::bytes(total));
+    text += &format!(", {}/s", text::bytes(per_second));
+    if let Some(left) = left(progress, per_second) {
+        text += &match left.as_secs() {
+            seconds @ 0..60 => format!(", {seconds} s left"),
+            _ => format!(", {} left", text::duration(left)),
+        };
+    }
+    text
+}
+
+/// `3 of 9 files, 8 connections`, and what went wrong meanwhile.
+fn counts(progress: &Progress) -> String {
+    let connections = progress.connections.load(Relaxed);
+    let mut clauses = vec![
+        format!("{} of {} files", progress.files_done.load(Relaxed), progress.files_total.load(Relaxed)),
+        text::count(connections as usize, "connection"),
+    ];
+    clauses.extend(trouble(progress));
+    let why = [(progress.throttled.load(Relaxed), "throttled"), (progress.stalls.load(Relaxed), "stalled")];
+    clauses.extend(why.iter().filter(|(count, _)| *count > 0).map(|(count, how)| format!("{count} {how}")));
+    clauses.join(", ")
 }
 
 async fn lines(console: Console, progress: &Progress, mut rate: Rate) {
@@ -68,35 +92,26 @@ async fn lines(console: Console, progress: &Progress, mut rate: Rate) {
         tokio::time::sleep(LINE_INTERVAL).await;
         let total = progress.bytes_total.load(Relaxed);
         if total == 0 {
-            console.note(&format!("asking the origin for {}", text::duration(rate.started.elapsed())));
+            console
+                .note(&format!("waiting for the origin to list its files, {}", text::duration(rate.started.elapsed())));
             continue;
         }
-        let (done, per_second) = (progress.bytes_done(), rate.per_second(progress));
-        let left = left(progress, per_second).map_or_else(|| "unknown time".to_owned(), text::duration);
-        console.note(&format!(
-            "{} of {} ({} %), {}/s, {left} left, {} of {} files, {} connections{}",
-            text::bytes(done),
-            text::bytes(total),
-            done.saturating_mul(100) / total,
-            text::bytes(per_second),
-            progress.files_done.load(Relaxed),
-            progress.files_total.load(Relaxed),
-            progress.connections.load(Relaxed),
-            trouble(progress),
-        ));
+        console.note(&format!("{}, {}", amounts(progress, rate.per_second(progress)), counts(progress)));
     }
 }
 
 /// What went wrong and was mended, in a few words.
 #[must_use]
-pub fn trouble(progress: &Progress) -> String {
-    let counts = [
-        (progress.retries.load(Relaxed), "retries"),
-        (progress.throttled.load(Relaxed), "of them throttled"),
-        (progress.stalls.load(Relaxed), "stalled"),
-        (progress.mismatches.load(Relaxed), "checksum mismatches"),
-    ];
-    counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect()
+pub fn trouble(progress: &Progress) -> Vec<String> {
+    let (retries, mismatches) = (progress.retries.load(Relaxed), progress.mismatches.load(Relaxed));
+    let mut clauses = Vec::new();
+    if retries > 0 {
+        clauses.push(if retries == 1 { "1 retry".to_owned() } else { format!("{retries} retries") });
+    }
+    if mismatches > 0 {
+        clauses.push(format!("{} did not match and came again", text::count(mismatches as usize, "file")));
+    }
+    clauses
 }
 
 async fn events(console: Console, source: &str, progress: &Progress, mut rate: Rate) {
@@ -126,52 +141,35 @@ async fn events(console: Console, source: &str, progress: &Progress, mut rate: R
     }
 }
 
-/// Clears its bars when dropped, so that what follows starts on a clean line.
-struct Screen(MultiProgress);
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        let _ = self.0.clear();
-    }
-}
-
-async fn bars(source: &str, progress: &Progress) {
-    let screen = Screen(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-    let style = |template: &str| {
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
-    };
-    let total = screen.0.add(ProgressBar::new(0));
-    total.set_style(style(
-        "{msg}\n[{bar:40}] {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left",
-    ));
-    let mut files: Vec<(Arc<crate::fetch::FileProgress>, ProgressBar)> = Vec::new();
+/// Two lines for the whole and one for each file that is on its way.
+async fn bars(screen: Bars, source: &str, progress: &Progress, mut rate: Rate) {
+    let mut files: Vec<Arc<FileProgress>> = Vec::new();
     loop {
-        tokio::time::sleep(BAR_INTERVAL).await;
-        total.set_length(progress.bytes_total.load(Relaxed));
-        total.set_position(progress.bytes_done());
-        total.set_message(format!(
-            "{source}: {} of {} files, {} connections{}",
-            progress.files_done.load(Relaxed),
-            progress.files_total.load(Relaxed),
-            progress.connections.load(Relaxed),
-            trouble(progress)
-        ));
+        tokio::time::sleep(Duration::from_secs(1) / u32::from(BARS_PER_SECOND)).await;
+        let per_second = rate.per_second(progress);
+        let total = progress.bytes_total.load(Relaxed);
+        if total == 0 {
+            let waited = text::duration(rate.started.elapsed());
+            screen.show(format!("{source}: waiting for the origin to list its files, {waited}"), Vec::new());
+            continue;
+        }
+        let mut bars = vec![Bar { done: progress.bytes_done(), size: total, text: amounts(progress, per_second) }];
+        // A file keeps its place until it is done.
         let active = progress.active();
-        files.retain(|(file, bar)| {
-            let stays = active.iter().any(|other| Arc::ptr_eq(file, other));
-            if !stays {
-                screen.0.remove(bar);
-            }
-            stays
-        });
+        let is_in =
+            |files: &[Arc<FileProgress>], file: &Arc<FileProgress>| files.iter().any(|other| Arc::ptr_eq(file, other));
+        files.retain(|file| is_in(&active, file));
         for file in active {
-            if files.len() < FILES_SHOWN_MAX && !files.iter().any(|(other, _)| Arc::ptr_eq(&file, other)) {
-                let bar = screen.0.add(ProgressBar::new(file.size));
-                bar.set_style(style("  [{bar:20}] {percent:>3} %  {msg}"));
-                bar.set_message(file.path.clone());
-                files.push((file, bar));
+            if files.len() < FILES_SHOWN_MAX && !is_in(&files, &file) {
+                files.push(file);
             }
         }
-        files.iter().for_each(|(file, bar)| bar.set_position(file.done()));
+        let of_file = |file: &Arc<FileProgress>| Bar {
+            done: file.done(),
+            size: file.size,
+            text: format!("{}, {}", file.path, text::bytes(file.size)),
+        };
+        bars.extend(files.iter().map(of_file));
+        screen.show(format!("{source}: {}", counts(progress)), bars);
     }
 }

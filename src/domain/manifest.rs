@@ -15,7 +15,7 @@ pub struct ManifestEntry {
     pub digest: Digest,
 }
 
-/// The files of a model, in load order (see [`super::load_order`]).
+/// The files of a model, in load order (see [`super::load_order()`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Manifest {
     files: Vec<ManifestEntry>,

@@ -2,7 +2,7 @@
 //!
 //! The only layer that knows both sides. Deciding is pure and apart: [`queue`] says what to ask
 //! for, [`concurrency`] how much at once, [`pace`] when an answer is too slow, [`retry`] when to
-//! stop asking. [`worker`] and [`transfer`] are the shell around them.
+//! stop asking. `worker` and `transfer` are the shell around them.
 
 mod cancel;
 mod check;

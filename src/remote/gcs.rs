@@ -1,6 +1,8 @@
 //! Google Cloud Storage: google-cloud-storage moves the bytes, pinned to a generation;
 //! google-cloud-auth has the credentials; the listing is the documented JSON call, which alone
 //! brings generation, CRC32C and MD5 of a thousand objects in one answer.
+//!
+//! Both libraries have HTTP clients of their own: see [`transport`].
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use http::Method;
 use serde::Deserialize;
 
 use super::objects::{self, Entry, OBJECT_COUNT_MAX};
-use super::transport::{self, Refused};
+use super::transport::{self, ANSWER_TIMEOUT, Refused};
 use super::{Body, Error, Listing, Options, Remote};
 use crate::domain::{Checksum, Claims, Object, Source, Version};
 
@@ -62,6 +64,7 @@ impl Gcs {
         let endpoint = options.endpoint.clone().or_else(|| emulator.clone()).unwrap_or_else(|| ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         let uri = source.to_string();
+        transport::check_endpoint(&uri, &endpoint)?;
         let credentials = if options.anonymous || emulator.is_some() {
             credentials::anonymous::Builder::new().build()
         } else {
@@ -72,14 +75,22 @@ impl Gcs {
             .with_endpoint(&endpoint)
             .with_credentials(credentials.clone())
             .with_retry_policy(NeverRetry)
-            .with_read_resume_policy(NeverResume)
-            .build()
-            .await
-            .map_err(|e| Error::Settings { uri, detail: transport::chain(&e) })?;
+            .with_read_resume_policy(NeverResume);
+        // Asks the metadata server for its domain, where that is where the credentials are.
+        let storage = async {
+            storage.build().await.map_err(|e| Error::Settings { uri: uri.clone(), detail: transport::chain(&e) })
+        };
+        let storage = transport::in_time(ANSWER_TIMEOUT, &uri, "answer of the metadata server", storage).await?;
         Ok(Self { source: source.clone(), storage, credentials, http: transport::client()?, endpoint })
     }
 
+    /// One page of the listing: the token of the credentials, the question and the whole answer.
     async fn page(&self, token: Option<&str>) -> Result<Page, Error> {
+        let page = self.ask_page(token);
+        transport::in_time(ANSWER_TIMEOUT, &self.source.to_string(), "page of the listing", page).await
+    }
+
+    async fn ask_page(&self, token: Option<&str>) -> Result<Page, Error> {
         let uri = self.source.to_string();
         let bad = |detail: String| Error::BadAnswer { uri: uri.clone(), detail };
         let mut url = url::Url::parse(&format!("{}/storage/v1/b/{}/o", self.endpoint, self.source.authority()))
@@ -184,6 +195,10 @@ impl Remote for Gcs {
         if Version::Generation(got.generation) != object.version || u64::try_from(got.size).ok() != Some(object.size) {
             return Err(Error::Changed { uri: uri.to_string() });
         }
+        // The client reads `Content-Range` only to count the bytes: it does not compare it with what
+        // was asked for, and does not hand it on. Too many or too few bytes are seen by whoever
+        // reads the body; the right number from elsewhere in the object is caught by the CRC32C of
+        // the whole object, which GCS has of every object.
         Ok(Box::pin(futures::stream::unfold(Some(answer), move |answer| {
             let uri = Arc::clone(&uri);
             async move {

@@ -1,8 +1,9 @@
 //! The bucket side: list a source, ask for checksums, get byte ranges.
 //!
-//! Async; knows no disk and no store. Retries nothing by itself: a failed call says whether
+//! Async; knows no disk and no store. A request for bytes is made once: a failed call says whether
 //! another try may help ([`Error::is_retryable`]) and `fetch` decides, because only `fetch`
-//! knows how far a body came and what else is in flight.
+//! knows how far a body came and what else is in flight. The small calls that the AWS SDK makes
+//! for S3 (listings, stored checksums) are tried three times by the SDK before they fail here.
 
 mod error;
 mod file;

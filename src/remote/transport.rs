@@ -1,8 +1,14 @@
-//! The one HTTP client: every byte of every origin, and every call of the AWS SDK, goes through it.
+//! The one HTTP client of our own: the bytes of S3 and https, every call of the AWS SDK, and the
+//! listings of GCS go through it.
 //!
 //! So proxies (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), `AWS_CA_BUNDLE` and the connection pool
 //! mean the same for listing, credentials and transfer. It turns a refusal into [`Refused`] with
 //! all that the origin said, because the libraries above drop `Retry-After` and the region.
+//!
+//! The bytes and credentials of GCS do not: google-cloud-storage and google-cloud-auth make clients
+//! of their own and take none from outside. Those are `reqwest` too and read the same variables
+//! for proxies, but know neither `AWS_CA_BUNDLE` (they trust what the system trusts, as we do
+//! besides) nor our connect timeout, nor that metadata services are never behind a proxy.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +24,8 @@ use object_store::client::{
 use super::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest wait for an answer that nobody above limits.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Error bodies are XML or JSON of a few hundred bytes; no more than this is read of one.
 const ERROR_BODY_LEN_MAX: usize = 64 << 10;
@@ -76,6 +84,39 @@ fn proxies() -> Result<Vec<reqwest::Proxy>, Error> {
         proxies.push(reqwest::Proxy::all(url).map_err(bad)?.no_proxy(exempt));
     }
     Ok(proxies)
+}
+
+/// Ends a wait that nobody above limits: "no `what` within so many seconds".
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    uri: &str,
+    what: &str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let late = |_| {
+        let detail = format!("no {what} within {} s", limit.as_secs_f64());
+        Err(Error::Unavailable { uri: uri.to_owned(), detail })
+    };
+    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+}
+
+/// Refuses an endpoint that is no base URL. One that may have a secret in it is not shown, and
+/// nothing goes on with it: the endpoint is kept on disk as the origin of every object.
+pub(super) fn check_endpoint(uri: &str, endpoint: &str) -> Result<(), Error> {
+    let bad = |detail: String| Error::Settings { uri: uri.to_owned(), detail };
+    let want = "want http://host:port or https://host";
+    if endpoint.contains('@') {
+        return Err(bad(format!(
+            "the endpoint URL has a user name or password before an `@`, and larder keeps endpoints on disk: {want}, and give credentials by the credential chain"
+        )));
+    }
+    if endpoint.contains(['?', '#']) {
+        return Err(bad(format!("the endpoint URL has a query or a fragment, which no endpoint has: {want}")));
+    }
+    match url::Url::parse(endpoint) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(()),
+        _ => Err(bad(format!("the endpoint `{endpoint}` is not a URL: {want}"))),
+    }
 }
 
 /// What an origin said when it did not give the bytes.
@@ -296,6 +337,7 @@ pub(super) async fn send(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an async test enters a runtime of its own")]
 mod tests {
     use super::*;
 
@@ -321,6 +363,33 @@ mod tests {
     fn signed_urls_are_not_shown() {
         let error = std::io::Error::other("error sending request for url (https://h/k?X-Amz-Signature=abc)");
         assert_eq!(chain(&error), "error sending request for url (https://h/k?<query hidden>)");
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_in_a_sentence() {
+        let limit = Duration::from_millis(20);
+        let silent = in_time(limit, "https://h/f", "answer", std::future::pending::<Result<(), Error>>()).await;
+        let told = silent.expect_err("late");
+        assert!(told.is_retryable());
+        assert_eq!(told.to_string(), "`https://h/f`: no answer within 0.02 s");
+        assert!(in_time(limit, "u", "answer", async { Ok(()) }).await.is_ok());
+    }
+
+    #[test]
+    fn endpoints_with_secrets_are_refused_unseen() {
+        let told = |endpoint: &str| match check_endpoint("s3://b/", endpoint) {
+            Err(Error::Settings { detail, .. }) => detail,
+            other => panic!("{endpoint}: {other:?}"),
+        };
+        for endpoint in ["http://us3r:p4ss@host:9000", "us3r:p4ss@host", "https://us3r@host", "https://h/?k=p4ss"] {
+            let told = told(endpoint);
+            assert!(!told.contains("us3r") && !told.contains("p4ss"), "{told}");
+        }
+        assert!(told("not a url").starts_with("the endpoint `not a url` is not a URL"));
+        assert!(told("ftp://host").contains("is not a URL"));
+        for endpoint in ["http://127.0.0.1:9000", "https://host", "https://host/base/"] {
+            assert!(check_endpoint("s3://b/", endpoint).is_ok(), "{endpoint}");
+        }
     }
 
     #[test]

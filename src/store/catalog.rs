@@ -106,7 +106,7 @@ impl Catalog {
         // A torn last line goes too, so that the next record starts on a line of its own.
         if dropped > 0 || (garbage > GARBAGE_MIN && garbage > known.len()) {
             let text: Vec<u8> = known.values().flat_map(record::encode).collect();
-            fsx::replace(&layout.scratch(), &path, &text).at("rewrite", &path)?;
+            fsx::replace_synced(&layout.scratch(), &path, &text).at("rewrite", &path)?;
             file = OpenOptions::new().read(true).append(true).open(&path).at("open", &path)?;
         }
         let mut catalog = Self {

@@ -5,8 +5,17 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+
+/// Taken around every create and rename of the hot path. The kernel lets one thread at a time
+/// change a directory, and its waiters spin (an rwsem with optimistic spinning); ours sleep.
+static NAMING: Mutex<()> = Mutex::new(());
+
+fn naming() -> MutexGuard<'static, ()> {
+    NAMING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A name in `directory` that nothing has yet in this process or an earlier one.
 pub(super) fn scratch_name(directory: &Path) -> PathBuf {
@@ -30,25 +39,43 @@ pub(super) fn read_to_string_bounded(path: &Path, len_max: u64) -> io::Result<St
     String::from_utf8(read_bounded(path, len_max)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
+/// Gives a file another name, in place of whatever has that name.
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let _naming = naming();
+    fs::rename(from, to)
+}
+
 /// Creates a file that was not there, readable and writable by its owner only until it is sealed.
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    let _naming = naming();
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Puts `bytes` under `path` by way of a scratch file: readers see the old or the new content.
 ///
-/// Over an old file the new one is synced first, or a power cut could leave neither of them. A
-/// name that was not there before is not synced: losing it costs a transfer, no truth.
+/// Not synced: a power cut may leave neither of them where the file system does not order the two
+/// (ext4 does). That costs a transfer or a listing, no truth. Where it would cost more, see
+/// [`replace_synced`].
 pub(super) fn replace(scratch: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with(scratch, path, bytes, false)
+}
+
+/// The same, and whatever happens one of the two survives. On ext4 a sync waits for everything
+/// that was written to the file system before it: never while a pull is waiting.
+pub(super) fn replace_synced(scratch: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with(scratch, path, bytes, true)
+}
+
+fn replace_with(scratch: &Path, path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let temporary = scratch_name(scratch);
     let result = (|| {
         let mut file = create_new(&temporary)?;
         file.write_all(bytes)?;
         file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        if path.exists() {
+        if sync {
             file.sync_all()?;
         }
-        fs::rename(&temporary, path)
+        rename(&temporary, path)
     })();
     if result.is_err() {
         let _ = fs::remove_file(&temporary);

@@ -206,8 +206,10 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]; [`Error::Absent`] when a blob of the manifest is not here.
     pub fn publish(&self, mut source: SourceRecord, manifest: &Manifest) -> Result<Digest, Error> {
-        let digest = models::write_manifest(self.layout(), manifest)?;
-        if self.layout().model(&digest).is_dir() && !models::is_complete(self.layout(), manifest, &digest) {
+        let (digest, was_missing) = models::write_manifest(self.layout(), manifest)?;
+        // A tree without a manifest was not among those that lost their damaged blobs.
+        let stale = was_missing || !models::is_complete(self.layout(), manifest, &digest);
+        if stale && self.layout().model(&digest).is_dir() {
             models::remove_tree(self.layout(), &digest)?;
         }
         models::build_tree(self.layout(), manifest, &digest)?;
@@ -360,10 +362,14 @@ impl Store {
                 Err(_) => {}
             }
         }
-        let unfinished: HashSet<String> = (self.view.kept()?.into_iter())
-            .filter_map(|kept| kept.record.filter(|record| record.manifest.is_none()))
-            .flat_map(|record| record.files.into_iter().map(|file| file.uri))
-            .collect();
+        let mut unfinished: HashSet<String> = HashSet::new();
+        for record in self.view.kept()?.into_iter().filter_map(|kept| kept.record) {
+            // What a damaged manifest named, its source's record still does.
+            named.extend(record.files.iter().filter_map(|file| file.digest));
+            if record.manifest.is_none() {
+                unfinished.extend(record.files.into_iter().map(|file| file.uri));
+            }
+        }
         named
             .extend(self.catalog().iter().filter(|known| unfinished.contains(&known.id.uri)).map(|known| known.digest));
         let mut freed = 0;

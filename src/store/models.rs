@@ -129,16 +129,17 @@ pub(super) fn touch_source(layout: &Layout, id: &str) {
     let _ = std::fs::File::options().append(true).open(layout.source(id)).and_then(|file| file.set_times(times));
 }
 
-/// Writes a manifest under its digest.
-pub(super) fn write_manifest(layout: &Layout, manifest: &Manifest) -> Result<Digest, Error> {
+/// Writes a manifest under its digest; true when it was not there, or not what its name says.
+pub(super) fn write_manifest(layout: &Layout, manifest: &Manifest) -> Result<(Digest, bool), Error> {
     let bytes = manifest.encode();
     let digest = Digest::of(&bytes);
     let path = layout.manifest(&digest);
     // A manifest that rotted under its name is written anew.
-    if fsx::read_bounded(&path, DOCUMENT_LEN_MAX).ok().as_ref() != Some(&bytes) {
+    let missing = fsx::read_bounded(&path, DOCUMENT_LEN_MAX).ok().as_ref() != Some(&bytes);
+    if missing {
         fsx::replace(&layout.scratch(), &path, &bytes).at("write", &path)?;
     }
-    Ok(digest)
+    Ok((digest, missing))
 }
 
 /// Reads a manifest and proves that it is the one its name says.

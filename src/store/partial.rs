@@ -60,9 +60,6 @@ pub struct Partial {
     grid: Grid,
     crc: Option<CrcKind>,
     bytes: File,
-    /// Taken around a write. The kernel lets one thread at a time write a file's pages (ext4 and
-    /// XFS hold the inode's lock), and its waiters spin; ours sleep.
-    writing: Mutex<()>,
     layout: Layout,
     state: Mutex<State>,
     resumed: u64,
@@ -79,7 +76,7 @@ impl Partial {
         let file_id = id.file_id();
         if let Some((bytes, crc, state)) = resume(layout, &id, &file_id, grid)? {
             let (layout, state) = (layout.clone(), Mutex::new(state));
-            let partial = Self { id, file_id, grid, crc, bytes, writing: Mutex::default(), layout, state, resumed: 0 };
+            let partial = Self { id, file_id, grid, crc, bytes, layout, state, resumed: 0 };
             let resumed = partial.bytes_present();
             return Ok(Self { resumed, ..partial });
         }
@@ -96,7 +93,7 @@ impl Partial {
             journal,
         };
         let (layout, state) = (layout.clone(), Mutex::new(state));
-        Ok(Self { id, file_id, grid, crc, bytes, writing: Mutex::default(), layout, state, resumed: 0 })
+        Ok(Self { id, file_id, grid, crc, bytes, layout, state, resumed: 0 })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -161,7 +158,6 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
     pub fn write_at(&self, offset: u64, slices: &[Bytes]) -> Result<(), Error> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         fsx::write_slices_at(&self.bytes, offset, slices).at("write", self.layout.partial_bytes(&self.file_id))
     }
 

@@ -25,7 +25,7 @@ pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[Chun
     }
     std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
     let to = layout.fresh_blob(digest);
-    std::fs::rename(from, &to).at("rename", &to)
+    fsx::rename(from, &to).at("rename", &to)
 }
 
 /// Seals bytes that are in memory, for files of at most one chunk.

@@ -1,11 +1,10 @@
 //! Keeps the bytes that wait for the disk below a limit.
 //!
-//! The kernel lets dirty pages grow to a fifth of the machine's memory, which is right for a
-//! machine and wrong inside a small memory cgroup: there (version 1 above all, which has no dirty
-//! limit of its own) a fast writer meets reclaim instead: stalls, or the OOM killer. So in a
-//! cgroup with a limit larder counts what it wrote, and once the count passes its budget pushes
-//! the oldest ranges out and waits for them. Pages stay in the cache afterwards, clean: the first
-//! reader finds them. Without such a limit the kernel's own rule stands.
+//! The kernel lets dirty pages grow to a fifth of the machine's memory and then makes every
+//! writer wait, and inside a small memory cgroup (version 1 above all, which has no dirty limit of
+//! its own) a fast writer meets reclaim instead: stalls, or the OOM killer. So larder counts what
+//! it wrote, and once the count passes its budget pushes the oldest ranges out and waits for them.
+//! Pages stay in the cache afterwards, clean: the first reader finds them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,8 +17,7 @@ use super::{Error, Partial};
 /// Bytes handed to the disk at once.
 const WINDOW_LEN: u64 = 8 << 20;
 const BUDGET_MIN: u64 = 24 << 20;
-/// The kernel decides.
-const UNBOUNDED: u64 = u64::MAX;
+const BUDGET_MAX: u64 = 4 << 30;
 
 /// Starts writing a range to the device; with `wait`, returns when it is there
 /// (`sync_file_range(2)`: neither metadata nor the device's own cache are flushed).
@@ -63,13 +61,10 @@ impl std::fmt::Debug for WriteBack {
 }
 
 impl WriteBack {
-    /// With a budget in bytes, at least 24 MiB; `None` leaves it to the kernel.
+    /// With a budget in bytes, brought between 24 MiB and 4 GiB.
     #[must_use]
-    pub fn new(budget: Option<u64>) -> Self {
-        Self {
-            budget: budget.map_or(UNBOUNDED, |budget| budget.max(BUDGET_MIN)),
-            queue: Mutex::new((VecDeque::new(), 0)),
-        }
+    pub fn new(budget: u64) -> Self {
+        Self { budget: budget.clamp(BUDGET_MIN, BUDGET_MAX), queue: Mutex::new((VecDeque::new(), 0)) }
     }
 
     /// Notes bytes just written and, over budget, blocks until the oldest are on the disk.
@@ -77,9 +72,6 @@ impl WriteBack {
     /// # Errors
     /// [`Error::Io`] when the device failed.
     pub fn wrote(&self, partial: &Arc<Partial>, offset: u64, len: u64) -> Result<(), Error> {
-        if self.budget == UNBOUNDED {
-            return Ok(());
-        }
         let oldest = {
             let mut guard = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             let (queue, pending) = &mut *guard;
@@ -130,20 +122,19 @@ impl WriteBack {
     }
 }
 
-/// An eighth of the limit of this process's memory cgroup (version 2 or 1); `None` where it has
-/// none that is below the machine's memory.
+/// An eighth of the memory this process may use: its cgroup's limit (version 2 or 1) or the
+/// machine's memory, whichever is less.
 #[must_use]
-pub fn dirty_budget() -> Option<u64> {
+pub fn dirty_budget() -> u64 {
     let number =
         |path: &str| super::fsx::read_to_string_bounded(Path::new(path), 4096).ok()?.trim().parse::<u64>().ok();
     let limits = [
         number("/sys/fs/cgroup/memory.max"),
         number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
         own_cgroup_limit(),
+        machine_memory(),
     ];
-    // "No limit" is a number near 2^63 in version 1.
-    let machine = machine_memory().unwrap_or(u64::MAX);
-    limits.into_iter().flatten().filter(|limit| *limit < machine).min().map(|limit| limit / 8)
+    limits.into_iter().flatten().min().unwrap_or(1 << 30) / 8
 }
 
 fn machine_memory() -> Option<u64> {
@@ -174,9 +165,8 @@ mod tests {
 
     #[test]
     fn the_budget_is_bounded_on_any_machine() {
-        assert_eq!(WriteBack::new(Some(0)).budget, BUDGET_MIN);
-        assert_eq!(WriteBack::new(Some(1 << 30)).budget, 1 << 30);
-        assert_eq!(WriteBack::new(None).budget, UNBOUNDED);
-        assert!(dirty_budget().is_none_or(|budget| Some(budget) < machine_memory()));
+        assert_eq!(WriteBack::new(0).budget, BUDGET_MIN);
+        assert_eq!(WriteBack::new(u64::MAX).budget, BUDGET_MAX);
+        assert!(dirty_budget() > 0);
     }
 }

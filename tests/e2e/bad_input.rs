@@ -96,6 +96,44 @@ fn bad_endpoints() {
 }
 
 #[test]
+fn endpoints_with_a_password_are_refused_unseen() {
+    let (origin, _) = origin_with_model(Checksums::single_part());
+    let mut larder = Larder::at(&origin);
+    let endpoint = origin.url().replace("http://", "http://us3r:p4ssw0rd@");
+    let by_flag = larder.fails(64, &["prefetch", "-vv", "--endpoint-url", &endpoint, "s3://models/m"]);
+    larder.set("AWS_ENDPOINT_URL", endpoint);
+    let by_environment = larder.fails(64, &["prefetch", "-vv", "s3://models/m"]);
+    for told in [by_flag, by_environment] {
+        assert!(told.contains("`s3://models/m`: the endpoint URL has a user name or password"), "{told}");
+        assert!(!told.contains("us3r") && !told.contains("p4ssw0rd"), "{told}");
+    }
+    assert!(origin.seen().is_empty(), "nothing was asked");
+}
+
+/// The client that moves the bytes would ask for another key, or for none.
+#[test]
+fn sources_with_keys_that_cannot_be_asked_for() {
+    let (origin, _) = origin_with_model(Checksums::single_part());
+    for key in ["/m/config.json", "m//config.json", "m/./config.json", "m/../config.json"] {
+        origin.bucket().put(key, b"another".to_vec(), Checksums::single_part());
+    }
+    let larder = Larder::at(&origin);
+    for source in [
+        "s3://models//m/config.json",
+        "s3://models//m/",
+        "s3://models//",
+        "s3://models/m//config.json",
+        "s3://models/m//",
+        "s3://models/m/./config.json",
+        "s3://models/m/..",
+    ] {
+        let told = larder.fails(64, &["prefetch", source]);
+        assert!(told.contains(&format!("`{source}`: keys with an empty, `.` or `..` component")), "{told}");
+    }
+    assert!(origin.seen().is_empty(), "no other key was asked for");
+}
+
+#[test]
 fn sources_that_are_none() {
     let larder = Larder::new::<&str, &str>([]);
     for source in ["models/m", "s3:/models", "s3://", "ftp://host/file", "gs:///m", ""] {

@@ -53,6 +53,15 @@ fn imds(issuer: &Issuer) -> Larder {
     Larder::new([("AWS_EC2_METADATA_SERVICE_ENDPOINT", issuer.url())])
 }
 
+fn web_identity(issuer: &Issuer) -> Larder {
+    let mut larder = Larder::new([("AWS_ENDPOINT_URL_STS", issuer.url())]);
+    let token = larder.scratch().join("token");
+    std::fs::write(&token, "projected-token").expect("a file");
+    larder.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().expect("text"));
+    larder.set("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader");
+    larder
+}
+
 #[test]
 fn a_minute_from_the_instance_metadata_carries_minutes() {
     outlives(Duration::from_mins(1), Duration::from_secs(150), imds);
@@ -77,12 +86,15 @@ fn seconds_from_eks_pod_identity() {
 
 #[test]
 fn seconds_from_a_web_identity() {
-    outlives(Duration::from_secs(8), Duration::from_secs(20), |issuer| {
-        let mut larder = Larder::new([("AWS_ENDPOINT_URL_STS", issuer.url())]);
-        let token = larder.scratch().join("token");
-        std::fs::write(&token, "projected-token").expect("a file");
-        larder.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().expect("text"));
-        larder.set("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader");
-        larder
+    outlives(Duration::from_secs(8), Duration::from_secs(20), web_identity);
+}
+
+/// A token service slower than a request's patience: the pull goes on with the old credential
+/// meanwhile, and no request is made with none.
+#[test]
+fn a_chain_that_takes_seconds_holds_nothing_up() {
+    outlives(Duration::from_secs(16), Duration::from_secs(36), |issuer| {
+        issuer.set_delay(Duration::from_secs(2));
+        web_identity(issuer)
     });
 }

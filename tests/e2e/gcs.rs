@@ -131,3 +131,50 @@ fn the_metadata_servers_token_is_sent() {
     larder.holds("gs://models/m", &model.files);
     assert!(issuer.issued() > 0);
 }
+
+#[test]
+fn an_endpoint_with_a_password_is_refused_unseen() {
+    let (origin, _) = gcs_with_model();
+    let endpoint = origin.url().replace("http://", "http://us3r:p4ssw0rd@");
+    let mut larder = Larder::new::<&str, &str>([]);
+    let told = larder.fails(64, &["prefetch", "--anonymous", "--endpoint-url", &endpoint, "gs://models/m"]);
+    assert!(told.contains("user name or password") && !told.contains("p4ssw0rd"), "{told}");
+    larder.set("STORAGE_EMULATOR_HOST", endpoint);
+    let told = larder.fails(64, &["prefetch", "gs://models/m"]);
+    assert!(told.contains("user name or password") && !told.contains("p4ssw0rd"), "{told}");
+    assert!(origin.seen().is_empty(), "nothing was asked");
+}
+
+/// A listing that hears nothing gives up after half a minute and asks again.
+#[test]
+fn a_silent_listing_has_an_end() {
+    let (origin, model) = gcs_with_model();
+    let silent = std::sync::atomic::AtomicBool::new(true);
+    origin.misbehave(move |request| {
+        let first = request.path.ends_with("/o") && silent.swap(false, std::sync::atomic::Ordering::Relaxed);
+        first.then_some(Fault::Late(std::time::Duration::from_secs(45)))
+    });
+    let larder = larder_at(&origin);
+    let ran = larder.ok(&["prefetch", "-vv", "gs://models/m"]);
+    assert!(ran.stderr.contains("no page of the listing within 30 s"), "{ran:?}");
+    larder.holds("gs://models/m", &model.files);
+}
+
+/// google-cloud-storage does not compare the range that came with the one that was asked for.
+#[test]
+fn ranges_from_elsewhere_are_never_sealed() {
+    for fault in [Fault::OtherRange, Fault::OtherBytes] {
+        let (origin, _) = gcs_with_model();
+        origin.misbehave_on_reads(move |_, request| {
+            request.path.ends_with("00001-of-00003.safetensors").then(|| fault.clone())
+        });
+        let larder = larder_at(&origin);
+        let ran = larder.run(&["prefetch", "gs://models/m/"]);
+        // A range that only says it is another one has the right bytes.
+        if ran.code == Some(0) {
+            larder.ok(&["verify", "gs://models/m"]);
+        } else {
+            assert!(ran.code == Some(65) && ran.stderr.contains("CRC32C"), "{ran:?}");
+        }
+    }
+}

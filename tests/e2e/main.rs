@@ -1,6 +1,7 @@
 //! larder as a user meets it: the binary, real servers on loopback, a real store on disk.
 
 mod bad_input;
+mod cli;
 mod crash;
 mod credentials;
 mod faults;
@@ -8,3 +9,4 @@ mod gcs;
 mod journeys;
 mod sharing;
 mod support;
+mod web;

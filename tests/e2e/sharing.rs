@@ -87,7 +87,7 @@ fn across_buckets_only_a_cryptographic_checksum_proves() {
     for bucket in ["models", "others"] {
         server.put(bucket, "m/w.safetensors", &bytes).expect("an upload");
     }
-    let larder = crate::support::Larder::new(server.environment());
+    let larder = Larder::new(server.environment());
     larder.prefetch("s3://models/m");
     let done = larder.prefetch("s3://others/m");
     assert_eq!(done["bytes_moved"], 3 << 20, "{done}");

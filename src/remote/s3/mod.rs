@@ -16,6 +16,7 @@ use aws_sdk_s3::config::{IdentityCache, Region};
 use aws_sdk_s3::types::{ChecksumMode, RequestPayer, ServerSideEncryption};
 use futures::StreamExt as _;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore as _};
 
 use self::credentials::Chain;
@@ -43,17 +44,16 @@ pub(super) struct S3 {
 impl S3 {
     /// Reads the settings users have and prepares both clients. Makes no request to the bucket.
     pub(super) async fn open(source: &Source, options: &Options) -> Result<Self, Error> {
+        // Of the keys below the source, none can be asked for where any of them cannot.
+        location(&source.to_string(), &format!("{}x", objects::directory(source.path())))?;
         let http = transport::client()?;
         let settings = settings(&http, options).await;
         let endpoint = endpoint(&settings, options);
         let region = settings.region().map_or_else(|| REGION_DEFAULT.to_owned(), ToString::to_string);
         let path_style = path_style(endpoint.as_deref(), source.authority());
         let bad = |detail: String| Error::Settings { uri: source.to_string(), detail };
-        if let Some(endpoint) = &endpoint
-            && url::Url::parse(endpoint)
-                .map_or(true, |url| !matches!(url.scheme(), "http" | "https") || !url.has_host())
-        {
-            return Err(bad(format!("the endpoint `{endpoint}` is not a URL: want http://host:port or https://host")));
+        if let Some(endpoint) = &endpoint {
+            transport::check_endpoint(&source.to_string(), endpoint)?;
         }
 
         let mut builder = AmazonS3Builder::new()
@@ -165,7 +165,9 @@ impl Remote for S3 {
             let request = self.api.list_objects_v2().bucket(self.source.authority()).prefix(prefix);
             let request = request.set_continuation_token(token.clone()).set_request_payer(self.payer());
             let page = request.send().await.map_err(|e| sdk::error(&self.source.to_string(), e))?;
-            entries.extend(page.contents().iter().filter_map(entry));
+            for object in page.contents() {
+                entries.push(entry(&self.source, object)?);
+            }
             let bad = |detail: &str| Error::BadAnswer { uri: self.source.to_string(), detail: detail.to_owned() };
             if entries.len() > OBJECT_COUNT_MAX {
                 let detail = format!("more than {OBJECT_COUNT_MAX} objects match: a model has fewer, check the prefix");
@@ -192,6 +194,14 @@ impl Remote for S3 {
         let request = self.api.head_object().bucket(self.source.authority()).key(&object.key).set_if_match(etag);
         let request = request.checksum_mode(ChecksumMode::Enabled).set_request_payer(self.payer());
         let head = request.send().await.map_err(|e| sdk::error(&self.uri(&object.key), e))?;
+        let same = match &object.version {
+            Version::Etag(etag) => head.e_tag().is_none_or(|got| got == etag),
+            Version::Modified(at) => head.last_modified().is_none_or(|got| got.secs() == *at),
+            Version::Generation(_) => true,
+        };
+        if !same {
+            return Err(Error::Changed { uri: self.uri(&object.key) });
+        }
         let composite = head.checksum_type().is_some_and(|kind| kind.as_str() == "COMPOSITE");
         // A checksum of part checksums has `-N` behind it and says nothing of the bytes alone.
         let whole = |value: Option<&str>| value.filter(|value| !composite && !value.contains('-')).map(str::to_owned);
@@ -213,8 +223,7 @@ impl Remote for S3 {
 
     async fn get(&self, object: &Object, range: Range<u64>) -> Result<Body, Error> {
         let uri = self.uri(&object.key);
-        let location = object_store::path::Path::parse(&object.key)
-            .map_err(|e| Error::BadAnswer { uri: uri.clone(), detail: transport::chain(&e) })?;
+        let location = location(&uri, &object.key)?;
         let if_match = match &object.version {
             Version::Etag(etag) => Some(etag.clone()),
             _ => None,
@@ -232,7 +241,11 @@ impl Remote for S3 {
             );
             return Err(Error::BadAnswer { uri, detail });
         }
-        if if_match.is_some() && answer.meta.e_tag != if_match {
+        let same = match &object.version {
+            Version::Modified(at) => answer.meta.last_modified.timestamp() == *at,
+            _ => answer.meta.e_tag == if_match,
+        };
+        if !same {
             return Err(Error::Changed { uri });
         }
         Ok(Box::pin(answer.into_stream().map(move |slice| slice.map_err(|e| store_error(&uri, &e)))))
@@ -247,16 +260,37 @@ impl Remote for S3 {
     }
 }
 
-fn entry(object: &aws_sdk_s3::types::Object) -> Option<Entry> {
+/// The key as `object_store` takes it. It would ask for `k` where the key is `/k`, and has no words
+/// for keys with empty, `.` or `..` components: those are refused, so that no other is asked for.
+fn location(uri: &str, key: &str) -> Result<Path, Error> {
+    let location = Path::parse(key).ok().filter(|location| location.as_ref() == key);
+    location.ok_or_else(|| Error::Settings {
+        uri: uri.to_owned(),
+        detail: "keys with an empty, `.` or `..` component (as in `//`) cannot be asked for with larder's S3 client: write one `/`, or copy the objects to a prefix without it".into(),
+    })
+}
+
+fn entry(source: &Source, object: &aws_sdk_s3::types::Object) -> Result<Entry, Error> {
+    let lacks = |what: &str| Error::BadAnswer {
+        uri: source.to_string(),
+        detail: format!("the listing gives `{}` no {what}", object.key().unwrap_or_default()),
+    };
+    let key = object.key().ok_or_else(|| lacks("key"))?.to_owned();
+    let size = object.size().and_then(|size| u64::try_from(size).ok()).ok_or_else(|| lacks("size"))?;
     let etag = object.e_tag().map(|etag| if etag.starts_with('"') { etag.to_owned() } else { format!("\"{etag}\"") });
-    let size = u64::try_from(object.size()?).ok()?;
     let md5 = etag.as_deref().and_then(Checksum::md5_from_etag);
     let version = match (etag, object.last_modified()) {
         (Some(etag), _) => Version::Etag(etag),
-        (None, modified) => Version::Modified(modified.map_or(0, aws_sdk_s3::primitives::DateTime::secs)),
+        (None, Some(modified)) => Version::Modified(modified.secs()),
+        (None, None) => {
+            let detail = format!(
+                "the server lists `{key}` with neither an ETag nor a LastModified, so larder could not tell when it changes between two requests and would mix its versions: pull it from a server that lists either"
+            );
+            return Err(Error::Settings { uri: source.to_string(), detail });
+        }
     };
-    Some(Entry {
-        key: object.key()?.to_owned(),
+    Ok(Entry {
+        key,
         size,
         version,
         claims: Claims { checksums: md5.into_iter().collect(), md5_is_etag: true },
@@ -297,5 +331,32 @@ mod tests {
         assert!(!path_style(None, "ab"));
         assert_eq!(with_bucket("https://host/", "b", false), "https://b.host");
         assert_eq!(with_bucket("https://host/", "b", true), "https://host");
+    }
+
+    #[test]
+    fn keys_that_would_become_others_are_refused() {
+        for key in ["k", "m/a.bin", "m/ü?#%20", ".a/b..", "x"] {
+            assert_eq!(location("u", key).expect(key).as_ref(), key);
+        }
+        for key in ["/k", "k/", "m//a", "//", "/", "./k", "m/../k", "..", "m/.", "m/a\nb"] {
+            let told = location("s3://b/k", key).expect_err(key);
+            assert!(matches!(told, Error::Settings { .. }) && !told.is_retryable(), "{key}: {told}");
+        }
+    }
+
+    #[test]
+    fn an_entry_without_a_version_is_none() {
+        let source = Source::parse("s3://b/m").expect("uri");
+        let object = || aws_sdk_s3::types::Object::builder().key("m/a").size(5);
+        let modified = aws_sdk_s3::primitives::DateTime::from_secs(7);
+        let listed = entry(&source, &object().last_modified(modified).build()).expect("an entry");
+        assert_eq!(listed.version, Version::Modified(7));
+        let listed = entry(&source, &object().e_tag("x").last_modified(modified).build()).expect("an entry");
+        assert_eq!(listed.version, Version::Etag("\"x\"".into()));
+        let told = entry(&source, &object().build()).expect_err("nothing to hold it to");
+        assert!(matches!(told, Error::Settings { .. }), "{told:?}");
+        assert!(told.to_string().contains("lists `m/a` with neither an ETag nor a LastModified"), "{told}");
+        let told = entry(&source, &aws_sdk_s3::types::Object::builder().key("m/a").build()).expect_err("no size");
+        assert!(told.to_string().contains("the listing gives `m/a` no size"), "{told}");
     }
 }

@@ -1,5 +1,7 @@
 //! The AWS SDK over larder's own HTTP client.
 
+use std::time::Duration;
+
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
@@ -18,15 +20,24 @@ use super::super::transport::{self, Refused};
 #[derive(Debug, Clone)]
 pub(super) struct SdkHttp(pub reqwest::Client);
 
-impl HttpConnector for SdkHttp {
+#[derive(Debug)]
+struct Connector {
+    client: reqwest::Client,
+    /// Until the head of an answer, where the caller wants a limit.
+    patience: Option<Duration>,
+}
+
+impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = self.0.clone();
+        let client = self.client.clone();
+        let patience = self.patience.unwrap_or(Duration::MAX);
         HttpConnectorFuture::new(async move {
             let request = request.try_into_http1x().map_err(|e| ConnectorError::other(e.into(), None))?;
             let (parts, body) = request.into_parts();
             let bytes = body.bytes().map(bytes::Bytes::copy_from_slice).unwrap_or_default();
-            let answer = transport::send(&client, http::Request::from_parts(parts, bytes)).await;
-            let answer = answer.map_err(|e| {
+            let answer = transport::send(&client, http::Request::from_parts(parts, bytes));
+            let answer = tokio::time::timeout(patience, answer).await;
+            let answer = answer.map_err(|late| ConnectorError::timeout(late.into()))?.map_err(|e| {
                 if e.is_timeout() { ConnectorError::timeout(e.into()) } else { ConnectorError::io(e.into()) }
             })?;
             Response::try_from(answer.map(SdkBody::from_body_1_x)).map_err(|e| ConnectorError::other(e.into(), None))
@@ -35,8 +46,11 @@ impl HttpConnector for SdkHttp {
 }
 
 impl HttpClient for SdkHttp {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        SharedHttpConnector::new(self.clone())
+    fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        // The instance's metadata gets a second each for connecting and reading; elsewhere the
+        // client's own connect timeout and the timeouts of the operation hold.
+        let patience = settings.read_timeout().map(|read| read + settings.connect_timeout().unwrap_or_default());
+        SharedHttpConnector::new(Connector { client: self.0.clone(), patience })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +17,8 @@ const ROLE: &str = "node-role";
 struct State {
     life: Duration,
     issued: Mutex<HashMap<String, SystemTime>>,
+    /// Milliseconds before any answer.
+    delay: AtomicU64,
 }
 
 /// Issues credentials that live for a fixed time and knows which of them are valid.
@@ -27,7 +30,7 @@ pub struct Issuer {
 impl Issuer {
     /// Every credential lives for `life`.
     pub fn start(life: Duration) -> io::Result<Self> {
-        let state = Arc::new(State { life, issued: Mutex::default() });
+        let state = Arc::new(State { life, issued: Mutex::default(), delay: AtomicU64::new(0) });
         let server = Server::start(Arc::clone(&state) as _)?;
         Ok(Self { server, state })
     }
@@ -35,6 +38,11 @@ impl Issuer {
     #[must_use]
     pub fn url(&self) -> String {
         self.server.url()
+    }
+
+    /// From now on, every answer takes this long; what it issues lives from before the wait.
+    pub fn set_delay(&self, delay: Duration) {
+        self.state.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// Credentials issued so far.
@@ -89,6 +97,12 @@ impl State {
 
 impl Site for State {
     fn answer(&self, request: &Request) -> Answer {
+        Answer { delay: Duration::from_millis(self.delay.load(Relaxed)), ..self.reply(request) }
+    }
+}
+
+impl State {
+    fn reply(&self, request: &Request) -> Answer {
         let security_credentials = "/latest/meta-data/iam/security-credentials/";
         match (request.method.as_str(), request.path.as_str()) {
             // IMDSv2: a session first, then everything with its token.
