@@ -78,7 +78,7 @@ impl SourceRecord {
 }
 
 /// Writes a record in place of an older one of the same source. One that says the same is only
-/// touched: a warm hit costs no write that would have to be synced.
+/// touched: a warm hit writes nothing.
 pub(super) fn write_source(layout: &Layout, source: &SourceRecord) -> Result<(), Error> {
     let path = layout.source(&source.id());
     if let Ok(old) = read_source(&path)

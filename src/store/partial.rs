@@ -215,7 +215,7 @@ impl Partial {
         Ok(digest)
     }
 
-    /// Removes the journal of a sealed partial.
+    /// Removes the journal: of a partial that was sealed, or that nobody believes any more.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -228,8 +228,8 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`].
     pub fn discard(&self) -> Result<(), Error> {
-        let (bytes, journal) = (self.layout.partial_bytes(&self.file_id), self.layout.partial_journal(&self.file_id));
-        fsx::remove_if_there(&journal).at("remove", &journal)?;
+        self.forget()?;
+        let bytes = self.layout.partial_bytes(&self.file_id);
         fsx::remove_if_there(&bytes).at("remove", &bytes)
     }
 }
