@@ -13,7 +13,7 @@ use crate::domain::{Digest, Manifest, Source, Version};
 use crate::store::{self, Kept, SourceFile, SourceRecord, Store, View};
 
 /// Above this, `inspect` tells of an unfinished model only as a whole how much is here: asking
-/// file by file reads the catalog each time.
+/// file by file opens a journal each time.
 const FILES_ASKED_MAX: usize = 256;
 
 /// A model as a user names it.
@@ -254,25 +254,22 @@ impl Shown {
 
     /// What a source says of a model that is not finished, or whose manifest is damaged.
     fn of_record(view: &View, record: &SourceRecord) -> Vec<Self> {
-        let here = |file: &SourceFile| match file.digest {
+        let ask = record.files.len() <= FILES_ASKED_MAX;
+        let present = if ask { view.files_present(record) } else { Vec::new() };
+        let here = |at: usize, file: &SourceFile| match file.digest {
             Some(digest) if record.manifest.is_some() => Some(blob_here(view, &digest, file.size)),
-            _ if record.files.len() > FILES_ASKED_MAX => None,
-            _ => {
-                let mut alone = SourceRecord::new(String::new(), record.origin.clone(), Vec::new(), Vec::new());
-                alone.files.push(file.clone());
-                Some(view.bytes_present(&alone))
-            }
+            _ => present.get(at).copied(),
         };
-        let shown = |file: &SourceFile| Self {
+        let shown = |(at, file): (usize, &SourceFile)| Self {
             path: file.path.to_string(),
             size: file.size,
             digest: file.digest,
             uri: Some(file.uri.clone()),
             version: Some(file.version.clone()),
             checked: file.checked,
-            here: here(file),
+            here: here(at, file),
         };
-        record.files.iter().map(shown).collect()
+        record.files.iter().enumerate().map(shown).collect()
     }
 
     fn json(&self, sharers: &[String]) -> serde_json::Value {

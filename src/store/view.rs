@@ -126,6 +126,12 @@ impl View {
     /// Bytes of an unfinished source that are here already.
     #[must_use]
     pub fn bytes_present(&self, record: &SourceRecord) -> u64 {
+        self.files_present(record).into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// The same, file by file, in the record's order. Opens a journal for each file that is not sealed.
+    #[must_use]
+    pub fn files_present(&self, record: &SourceRecord) -> Vec<u64> {
         let known = catalog::read(&self.layout);
         let present = |file: &SourceFile| {
             let id = ObjectId {
@@ -139,7 +145,7 @@ impl View {
                 _ => super::partial::peek(&self.layout, &id),
             }
         };
-        record.files.iter().map(present).fold(0, u64::saturating_add)
+        record.files.iter().map(present).collect()
     }
 
     /// Writes a model's files into a directory of the caller's own.
