@@ -8,4 +8,5 @@ pub mod cli;
 pub mod domain;
 pub mod fetch;
 pub mod remote;
+pub mod report;
 pub mod store;

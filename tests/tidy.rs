@@ -10,7 +10,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["domain"]),
     ("remote", &["domain"]),
     ("fetch", &["domain", "store", "remote"]),
-    ("cli", &["domain", "store", "remote", "fetch"]),
+    ("report", &["domain", "store", "remote", "fetch"]),
+    ("cli", &["domain", "store", "remote", "fetch", "report"]),
 ];
 
 fn sources(directory: &Path, files: &mut Vec<PathBuf>) {

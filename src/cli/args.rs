@@ -25,7 +25,7 @@ First steps:
   larder prefetch s3://BUCKET/llama/                  bring a model here
   larder path s3://BUCKET/llama/                      where its files are
   vllm serve \"$(larder path s3://BUCKET/llama/)\"      use them";
-    format!("{first}\n\n{}", super::exit::TABLE)
+    format!("{first}\n\n{}", crate::report::TABLE)
 }
 
 /// Options of every command. LARDER_STORE is read elsewhere: an option that clap has from the

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike};
 
-use super::exit::Failure;
-use super::text;
+use crate::report::Failure;
+use crate::report::text;
 
 /// How to speak to whoever started us.
 #[derive(Debug, Clone, Copy)]

@@ -3,10 +3,8 @@
 mod allocator;
 mod args;
 mod console;
-mod exit;
 mod models;
 mod prefetch;
-mod text;
 mod verify;
 mod watch;
 
@@ -17,9 +15,9 @@ use clap::{CommandFactory as _, Parser as _};
 
 use self::args::{Cli, Command, Common};
 use self::console::Console;
-pub use self::exit::TABLE as EXIT_CODES;
-use self::exit::{Exit, Failure};
 use crate::fetch::Cancel;
+pub use crate::report::TABLE as EXIT_CODES;
+use crate::report::{Exit, Failure};
 
 /// Threads that wait for the disk. More would only queue in the kernel.
 const BLOCKING_THREADS_MAX: usize = 16;

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::console::Console;
-use super::exit::{Exit, Failure};
 use super::prefetch::absolute;
-use super::text;
 use crate::domain::{Digest, Manifest, Source, Version};
+use crate::report::text;
+use crate::report::{Exit, Failure};
 use crate::store::{self, Kept, SourceFile, SourceRecord, Store, View};
 
 /// Above this, `inspect` tells of an unfinished model only as a whole how much is here: asking

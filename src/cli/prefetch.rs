@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::args::{Origin, Prefetch};
 use super::console::Console;
-use super::exit::{Exit, Failure};
-use super::{text, watch};
+use super::watch;
 use crate::domain::Source;
 use crate::fetch::{Cancel, Outcome, Progress, Pull, Selection};
 use crate::remote;
+use crate::report::text;
+use crate::report::{Exit, Failure};
 use crate::store::{Recovered, Store};
 
 /// How a pull counts files for which it had no checksum of the origin's.

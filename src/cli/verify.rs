@@ -8,10 +8,11 @@ use serde_json::json;
 
 use super::args::Verify;
 use super::console::Console;
-use super::exit::{Exit, Failure};
-use super::{models, prefetch, text};
+use super::{models, prefetch};
 use crate::domain::{ChunkIndex, Digest, Grid, Source};
 use crate::fetch::{Cancel, Selection};
+use crate::report::text;
+use crate::report::{Exit, Failure};
 use crate::store::{self, Kept, SourceRecord, Store};
 
 /// Damaged ranges of one file that are told to people.

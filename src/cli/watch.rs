@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::console::{Bar, Bars, Console};
-use super::text;
 use crate::fetch::{FileProgress, Progress};
+use crate::report::text;
 
 /// A screen has no room for more files than this.
 const FILES_SHOWN_MAX: usize = 8;

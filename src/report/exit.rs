@@ -21,15 +21,25 @@ Exit codes:
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
+    /// It is done.
     Done = 0,
+    /// An argument or a setting is wrong.
     Usage = 64,
+    /// Bytes do not match.
     Integrity = 65,
+    /// Nothing there.
     NotFound = 66,
+    /// The origin failed.
     Origin = 69,
+    /// A defect of larder.
     Defect = 70,
+    /// The disk failed.
     Disk = 74,
+    /// Somebody else has it.
     Busy = 75,
+    /// The origin refuses.
     Denied = 77,
+    /// Stopped on request.
     Interrupted = 130,
 }
 
