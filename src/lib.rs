@@ -4,9 +4,14 @@
 #![warn(clippy::cast_precision_loss, clippy::zombie_processes)]
 #![cfg_attr(not(test), warn(clippy::cast_possible_truncation))]
 
+pub mod cache;
 pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod domain;
 pub mod fetch;
 pub mod remote;
 pub mod report;
 pub mod store;
+pub mod telemetry;

@@ -7,11 +7,16 @@ use std::path::{Path, PathBuf};
 /// Which layers each layer may use. A layer not named here is a new one: name it.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &[]),
+    ("telemetry", &[]),
     ("store", &["domain"]),
     ("remote", &["domain"]),
     ("fetch", &["domain", "store", "remote"]),
     ("report", &["domain", "store", "remote", "fetch"]),
-    ("cli", &["domain", "store", "remote", "fetch", "report"]),
+    ("cache", &["domain", "telemetry", "store", "remote", "fetch", "report"]),
+    ("config", &["domain", "fetch", "report"]),
+    ("control", &["domain", "telemetry", "fetch", "report", "cache"]),
+    ("daemon", &["telemetry", "store", "remote", "fetch", "report", "cache", "control", "config"]),
+    ("cli", &["domain", "store", "remote", "fetch", "report", "cache", "config", "daemon"]),
 ];
 
 fn sources(directory: &Path, files: &mut Vec<PathBuf>) {

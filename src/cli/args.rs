@@ -83,11 +83,24 @@ pub enum Command {
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
     },
+    /// Serve models to the pods and people of this node, until SIGTERM
+    Daemon(Daemon),
     /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `larder daemon`.
+#[derive(Debug, Args)]
+pub struct Daemon {
+    /// The settings [default: /etc/larder/larder.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Check the settings, print those in force and where each was set, and exit
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// `larder prefetch`.

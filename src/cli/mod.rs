@@ -3,6 +3,7 @@
 mod allocator;
 mod args;
 mod console;
+mod daemon;
 mod models;
 mod prefetch;
 mod verify;
@@ -37,7 +38,10 @@ pub fn main() -> ExitCode {
         }
     };
     let console = Console { json: cli.common.json, quiet: cli.common.quiet };
-    start_log(&cli.common);
+    // The daemon's log is one of its settings.
+    if !matches!(&cli.command, Command::Daemon(args) if !args.check) {
+        start_log(&cli.common);
+    }
     let exit = run(console, cli).unwrap_or_else(|failure| {
         console.failure(&failure);
         failure.exit
@@ -46,6 +50,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(console: Console, cli: Cli) -> Result<Exit, Failure> {
+    if let Command::Daemon(args) = &cli.command {
+        return daemon::run(console, cli.common.store.as_deref(), args);
+    }
     let directory = store_directory(&cli.common)?;
     match cli.command {
         Command::Prefetch(args) => with_runtime(async |cancel| prefetch::run(console, &directory, &args, cancel).await),
@@ -57,6 +64,7 @@ fn run(console: Console, cli: Cli) -> Result<Exit, Failure> {
             models::export(console, &directory, &model, &target, hard_link)
         }
         Command::Rm { models: names } => models::rm(console, &directory, &names),
+        Command::Daemon(_) => unreachable!("handled above, before a store is looked for"),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);

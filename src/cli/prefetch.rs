@@ -8,7 +8,7 @@ use super::args::{Origin, Prefetch};
 use super::console::Console;
 use super::watch;
 use crate::domain::Source;
-use crate::fetch::{Cancel, Outcome, Progress, Pull, Selection};
+use crate::fetch::{Cancel, Engine, Outcome, Progress, Pull, Selection};
 use crate::remote;
 use crate::report::text;
 use crate::report::{Exit, Failure};
@@ -89,7 +89,7 @@ pub(super) async fn pull(
     };
     let progress = Arc::new(Progress::default());
     let pull = Pull {
-        store: Arc::clone(store),
+        engine: Arc::new(Engine::of_store(Arc::clone(store))),
         remote: cancel.guard(Box::pin(remote::open(source, &options))).await??,
         source: source.clone(),
         selection,

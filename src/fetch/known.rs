@@ -1,13 +1,12 @@
 //! Which files of a listing need no transfer, and why.
 
-use std::sync::Arc;
-
 use futures::StreamExt as _;
 
 use super::Error;
+use super::transfer::Tools;
 use super::worker::Wire;
 use crate::domain::{Checksum, Digest, Object, Source};
-use crate::store::{Equal, ObjectId, Store};
+use crate::store::{Equal, Hold, ObjectId, Store};
 
 /// A file whose bytes are here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +40,10 @@ pub struct Wanted {
 const CLAIMS_AT_ONCE: usize = 16;
 
 /// Looks every object up: by (URI, version, size) first, then by the origin's checksums.
-pub async fn look_up(
-    wire: &Wire,
-    store: &Arc<Store>,
-    source: &Source,
-    objects: Vec<Object>,
-) -> Result<Vec<Wanted>, Error> {
+///
+/// What is found is held, so that it is still here when the model is published.
+pub async fn look_up(tools: &Tools, source: &Source, objects: Vec<Object>) -> Result<Vec<Wanted>, Error> {
+    let wire = &tools.wire;
     let origin = wire.remote.origin();
     let found = futures::stream::iter(objects)
         .map(|object| {
@@ -56,24 +53,42 @@ pub async fn look_up(
                 version: object.version.clone(),
                 size: object.size,
             };
-            look_up_one(wire, store, id, object)
+            look_up_one(tools, id, object)
         })
         .buffered(CLAIMS_AT_ONCE);
     wire.cancel.guard(found.collect::<Vec<Wanted>>()).await
 }
 
-async fn look_up_one(wire: &Wire, store: &Store, id: ObjectId, mut object: Object) -> Wanted {
-    if let Some(known) = store.known(&id) {
-        let have = Have { digest: known.digest, checked: known.checked, equal_by: None };
+async fn look_up_one(tools: &Tools, id: ObjectId, mut object: Object) -> Wanted {
+    let (store, hold) = (&tools.store, &tools.hold);
+    if let Some(have) = here(store, hold, &id) {
         return Wanted { object, id, have: Some(have) };
     }
     if object.size > 0 && store.has_size(object.size) {
-        ask_claims(wire, &mut object).await;
-        if let Some(equal) = store.equal(&id, &object) {
-            return Wanted { object, id, have: Some(equal.into()) };
+        ask_claims(&tools.wire, &mut object).await;
+        if let Some(have) = equal(store, hold, &id, &object) {
+            return Wanted { object, id, have: Some(have) };
         }
     }
     Wanted { object, id, have: None }
+}
+
+/// The object at exactly this version, if it is here; held from now on.
+pub fn here(store: &Store, hold: &Hold, id: &ObjectId) -> Option<Have> {
+    let known = store.known(id)?;
+    let have = Have { digest: known.digest, checked: known.checked, equal_by: None };
+    held(store, hold, have)
+}
+
+/// A blob proven equal to the object; held from now on.
+pub fn equal(store: &Store, hold: &Hold, id: &ObjectId, object: &Object) -> Option<Have> {
+    held(store, hold, store.equal(id, object)?.into())
+}
+
+/// Between the look and the hold it may have been evicted.
+fn held(store: &Store, hold: &Hold, have: Have) -> Option<Have> {
+    hold.add(have.digest);
+    store.view().has_blob(&have.digest).then_some(have)
 }
 
 /// Asks the origin for checksums it did not list. Checksums are a help, not a need: a failure

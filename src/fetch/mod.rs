@@ -7,20 +7,25 @@
 mod cancel;
 mod check;
 pub mod concurrency;
+mod engine;
 mod error;
+mod flights;
 mod known;
 pub mod pace;
 mod progress;
 mod pull;
 pub mod queue;
 pub mod retry;
+mod room;
 mod selection;
 mod sink;
 mod transfer;
 mod worker;
 
 pub use cancel::Cancel;
+pub use engine::Engine;
 pub use error::Error;
 pub use progress::{FileProgress, Progress};
 pub use pull::{Outcome, Pull};
+pub use room::{FreeSpace, Ledger, Reservation, Room, Shortage};
 pub use selection::Selection;

@@ -51,13 +51,26 @@ pub struct Progress {
     /// Requests allowed in flight now.
     pub connections: AtomicU32,
     active: Mutex<Vec<Arc<FileProgress>>>,
+    /// Files that another pull of this process moves.
+    borrowed: Mutex<Vec<Arc<FileProgress>>>,
 }
 
 impl Progress {
     /// The files in flight, oldest first.
     #[must_use]
     pub fn active(&self) -> Vec<Arc<FileProgress>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut files = self.active.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        files.extend(self.borrowed.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        files
+    }
+
+    /// Counts what another pull has of a file, until [`Progress::give_back`].
+    pub(super) fn borrow(&self, file: &Arc<FileProgress>) {
+        self.borrowed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(file));
+    }
+
+    pub(super) fn give_back(&self, file: &Arc<FileProgress>) {
+        self.borrowed.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, file));
     }
 
     pub(super) fn begin(&self, path: &str, size: u64, done: u64) -> Arc<FileProgress> {
@@ -77,6 +90,8 @@ impl Progress {
     /// Bytes of the model that are here now.
     #[must_use]
     pub fn bytes_done(&self) -> u64 {
-        self.bytes_here.load(Relaxed) + self.bytes_moved.load(Relaxed)
+        let borrowed = self.borrowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let elsewhere: u64 = borrowed.iter().map(|file| file.done()).sum();
+        self.bytes_here.load(Relaxed) + self.bytes_moved.load(Relaxed) + elsewhere
     }
 }

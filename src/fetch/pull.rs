@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::cancel::Cancel;
+use super::engine::Engine;
 use super::known::{self, Wanted};
 use super::progress::Progress;
 use super::retry::Patience;
+use super::room::Reservation;
 use super::selection::Selection;
-use super::transfer::{INDEX_LEN_MAX, Tools, Transfer};
+use super::transfer::{INDEX_LEN_MAX, Tools, Transfer, blocking};
 use super::worker::Wire;
 use crate::domain::{Digest, INDEX_FILE_NAMES, Manifest, ManifestEntry, ModelPath, Object, Source, load_order};
 use crate::remote::{self, Remote};
-use crate::store::{self, SourceFile, SourceRecord, Store};
+use crate::store::{self, ObjectId, SourceFile, SourceRecord, Store};
 
 /// How often a source is listed anew because objects changed under the pull.
 const LISTINGS_MAX: u32 = 4;
@@ -24,8 +26,8 @@ const LISTINGS_MAX: u32 = 4;
 /// What to pull, and where to.
 #[derive(Debug)]
 pub struct Pull {
-    /// The store that keeps it.
-    pub store: Arc<Store>,
+    /// The store that keeps it, and what this pull shares with others.
+    pub engine: Arc<Engine>,
     /// The source's origin.
     pub remote: Arc<dyn Remote>,
     /// The source.
@@ -69,9 +71,11 @@ impl Pull {
     pub async fn run(&self) -> Result<Outcome, Error> {
         let started = Instant::now();
         let stop = Cancel::default();
-        let wire = Arc::new(Wire::new(Arc::clone(&self.remote), Arc::clone(&self.progress), stop.clone()));
-        let tools = Tools::new(wire, Arc::clone(&self.store));
-        let work = self.resolve_and_transfer(&tools);
+        let (remote, progress) = (Arc::clone(&self.remote), Arc::clone(&self.progress));
+        let wire = Arc::new(Wire::new(&self.engine, remote, progress, stop.clone()));
+        let mut tools = Tools::new(wire, &self.engine);
+        let hold = Arc::clone(&tools.hold);
+        let work = self.resolve_and_transfer(&mut tools);
         // The user's switch ends our own: tasks then flush what they hold and stop.
         let (files, markers) = tokio::select! {
             biased;
@@ -81,16 +85,29 @@ impl Pull {
                 result = &mut work => result,
             } } => result?,
         };
-        self.publish(files, markers, started).await
+        let outcome = self.publish(files, markers, started).await;
+        // From here on the manifest names what was held.
+        drop(hold);
+        outcome
     }
 
-    async fn resolve_and_transfer(&self, tools: &Tools) -> Result<(Vec<Wanted>, u64), Error> {
+    fn store(&self) -> &Arc<Store> {
+        self.engine.store()
+    }
+
+    async fn resolve_and_transfer(&self, tools: &mut Tools) -> Result<(Vec<Wanted>, u64), Error> {
         let mut changed = String::new();
         for _ in 0..LISTINGS_MAX {
             let listing = self.list(&tools.wire).await?;
-            let mut files = known::look_up(&tools.wire, &self.store, &self.source, listing.objects).await?;
-            self.announce(&files)?;
-            self.reserve(&files)?;
+            let mut files = known::look_up(tools, &self.source, listing.objects).await?;
+            let missing = files.iter().any(|file| file.have.is_none());
+            let _turn = match missing {
+                true => Some(tools.wire.cancel.guard(self.engine.pulls.acquire()).await?),
+                false => None,
+            };
+            // What an earlier listing reserved may not be wanted any more.
+            tools.reserved = None;
+            tools.reserved = Some(Arc::new(self.announce_and_reserve(&files).await?));
             self.count(&files);
             let moved_on = Transfer::new(tools.clone(), &mut files).run().await?;
             match moved_on.first() {
@@ -144,20 +161,22 @@ impl Pull {
         record
     }
 
-    fn announce(&self, files: &[Wanted]) -> Result<(), Error> {
-        Ok(self.store.announce(&self.record(files))?)
-    }
-
-    /// Refuses before the first byte when the model cannot fit.
-    fn reserve(&self, files: &[Wanted]) -> Result<(), Error> {
-        let missing = files.iter().filter(|file| file.have.is_none());
-        let needed: u64 = missing.map(|file| self.store.room_needed(&file.id)).fold(0, u64::saturating_add);
-        let free = self.store.available()?;
-        if needed > free {
-            let path = self.store.view().directory().to_owned();
-            return Err(store::Error::Full { path, needed, free }.into());
-        }
-        Ok(())
+    /// Writes down what the source names, and refuses before the first byte when it cannot fit.
+    async fn announce_and_reserve(&self, files: &[Wanted]) -> Result<Reservation, Error> {
+        let record = self.record(files);
+        let missing: Vec<ObjectId> = files.iter().filter(|f| f.have.is_none()).map(|f| f.id.clone()).collect();
+        let engine = Arc::clone(&self.engine);
+        blocking(move || {
+            let store = engine.store();
+            store.announce(&record)?;
+            let wants = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
+            let reserved = engine.room.reserve(store, wants);
+            if reserved.is_err() {
+                store.retract(&record)?;
+            }
+            reserved
+        })
+        .await
     }
 
     fn count(&self, files: &[Wanted]) {
@@ -195,18 +214,16 @@ impl Pull {
             *outcome.verified.entry(by).or_default() += 1;
             if let Some(proof) = have.equal_by {
                 *outcome.equal_by.entry(proof).or_default() += 1;
-                self.store.learn(store::Known::new(file.id, have.digest, have.checked, &file.object.claims))?;
+                self.store().learn(store::Known::new(file.id, have.digest, have.checked, &file.object.claims))?;
             }
             entries.push(ManifestEntry { path: file.object.path, size: file.object.size, digest: have.digest });
         }
         let manifest =
             Manifest::new(entries).map_err(|source| remote::Error::BadKey { uri: self.source.to_string(), source })?;
-        let store = Arc::clone(&self.store);
-        let digest = tokio::task::spawn_blocking(move || store.publish(record, &manifest))
-            .await
-            .map_err(|panic| Error::Defect(panic.to_string()))??;
+        let store = Arc::clone(self.store());
+        let digest = blocking(move || Ok(store.publish(record, &manifest)?)).await?;
         outcome.manifest = digest;
-        outcome.tree = self.store.view().tree(&digest);
+        outcome.tree = self.store().view().tree(&digest);
         outcome.elapsed = started.elapsed();
         Ok(outcome)
     }
@@ -214,7 +231,7 @@ impl Pull {
     fn in_load_order(&self, files: Vec<Wanted>) -> Vec<Wanted> {
         let index = INDEX_FILE_NAMES.iter().find_map(|name| {
             let file = files.iter().find(|file| file.object.path.as_str() == *name)?;
-            self.store.view().read_small_blob(&file.have.as_ref()?.digest, INDEX_LEN_MAX)
+            self.store().view().read_small_blob(&file.have.as_ref()?.digest, INDEX_LEN_MAX)
         });
         let paths: Vec<&ModelPath> = files.iter().map(|file| &file.object.path).collect();
         let order = load_order(&paths, index.as_deref());

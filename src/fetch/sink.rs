@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::check::{Check, chunk_crc};
+use super::flights::Claimed;
 use super::progress::{FileProgress, Progress};
 use crate::domain::{ChunkHasher, ChunkIndex};
 use crate::store::{self, ChunkRecord, Partial, WriteBack};
@@ -18,6 +19,8 @@ pub struct FileSink {
     pub check: Check,
     /// Shown to the user.
     pub progress: Arc<FileProgress>,
+    /// The right to fill it: ends with the last connection that writes to the file.
+    pub _claimed: Claimed,
 }
 
 /// One connection's place in a file. Moves between the runtime and the blocking pool.

@@ -9,13 +9,16 @@ use tokio::task::JoinSet;
 use super::Error;
 use super::check::Check;
 use super::concurrency::{Concurrency, Sample};
+use super::engine::Engine;
+use super::flights::{Claim, Flights, Waiter};
 use super::known::{self, Have, Wanted};
 use super::queue::{FileIndex, Queue, Work};
+use super::room::Reservation;
 use super::sink::{FileSink, PartSink};
 use super::worker::Wire;
 use crate::domain::{Checksum, ChunkIndex, Grid, INDEX_FILE_NAMES, ModelPath, Object, load_order};
 use crate::remote;
-use crate::store::{ObjectId, Store, WriteBack, dirty_budget};
+use crate::store::{Hold, ObjectId, Store, WriteBack};
 
 /// Files up to one chunk are fetched whole, in memory, and never have a partial.
 const SMALL_LEN_MAX: u64 = 1 << 20;
@@ -34,11 +37,30 @@ pub struct Tools {
     pub wire: Arc<Wire>,
     pub store: Arc<Store>,
     pub write_back: Arc<WriteBack>,
+    pub hold: Arc<Hold>,
+    /// Room for what is missing, once that is known.
+    pub reserved: Option<Arc<Reservation>>,
+    flights: Arc<Flights>,
 }
 
 impl Tools {
-    pub fn new(wire: Arc<Wire>, store: Arc<Store>) -> Self {
-        Self { wire, store, write_back: Arc::new(WriteBack::new(dirty_budget())) }
+    pub fn new(wire: Arc<Wire>, engine: &Engine) -> Self {
+        let store = Arc::clone(engine.store());
+        Self {
+            wire,
+            hold: Arc::new(store.hold()),
+            store,
+            write_back: Arc::clone(&engine.write_back),
+            reserved: None,
+            flights: Arc::clone(&engine.flights),
+        }
+    }
+
+    /// The file system counts this object's bytes from now on.
+    fn taken(&self, id: &ObjectId) {
+        if let Some(reserved) = &self.reserved {
+            reserved.taken(id);
+        }
     }
 }
 
@@ -52,12 +74,24 @@ enum Verdict {
 
 /// What a task reports when it ends.
 enum Done {
-    Small(FileIndex, Result<Verdict, Error>),
+    Small(FileIndex, Result<Small, Error>),
     Opened(FileIndex, Result<Opened, Error>),
     Part(FileIndex, Result<Option<Verdict>, Error>),
+    /// The transfer of another pull has ended.
+    Released(FileIndex, Result<(), Error>),
+}
+
+enum Small {
+    Moved(Verdict),
+    /// It came by another pull meanwhile.
+    Here(Have),
+    /// Another pull moves it now.
+    Elsewhere(Waiter),
 }
 
 enum Opened {
+    /// Another pull moves it now.
+    Elsewhere(Waiter),
     /// It is here after all: proven equal to a blob by the checksums that came with opening, or
     /// sealed by a process that died before saying so.
     Equal(Have),
@@ -76,6 +110,8 @@ pub struct Transfer<'a> {
     changed: Vec<FileIndex>,
     queue: Queue,
     tasks: JoinSet<Done>,
+    /// Tasks that do more than wait for another pull.
+    working: u32,
     failure: Option<Error>,
     seed: u64,
 }
@@ -88,7 +124,7 @@ impl<'a> Transfer<'a> {
         }
         let (sinks, transfers) = (files.iter().map(|_| None).collect(), vec![0; files.len()]);
         let seed = u64::from(std::process::id());
-        Self { tools, files, sinks, transfers, changed: Vec::new(), queue, tasks: JoinSet::new(), failure: None, seed }
+        Self { tools, files, sinks, transfers, changed: Vec::new(), queue, tasks: JoinSet::new(), working: 0, failure: None, seed }
     }
 
     /// Runs to the end. Positions of files that changed at the origin meanwhile come back; all
@@ -122,8 +158,9 @@ impl<'a> Transfer<'a> {
 
     /// Starts work up to the limit; true when there was not enough of it.
     fn start(&mut self, limit: u32) -> bool {
-        while self.failure.is_none() && self.tasks.len() < limit as usize {
+        while self.failure.is_none() && self.working < limit {
             let Some(work) = self.queue.next(limit) else { return true };
+            self.working += 1;
             self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let (tools, seed) = (self.tools.clone(), self.seed);
             match work {
@@ -136,7 +173,10 @@ impl<'a> Transfer<'a> {
                     self.tasks.spawn(async move { Done::Opened(at, open(tools, object, id).await) });
                 }
                 Work::Part(at, chunks) => {
-                    let Some(sink) = self.sinks[at].clone() else { continue };
+                    let Some(sink) = self.sinks[at].clone() else {
+                        self.working -= 1;
+                        continue;
+                    };
                     let object = self.files[at].object.clone();
                     self.tasks.spawn(async move { Done::Part(at, part(tools, object, sink, chunks, seed).await) });
                 }
@@ -146,21 +186,27 @@ impl<'a> Transfer<'a> {
     }
 
     async fn settle(&mut self, done: Done) {
+        self.working -= u32::from(!matches!(done, Done::Released(..)));
         match done {
             Done::Small(at, result) => {
                 self.queue.small_done();
                 match result {
-                    Ok(verdict) => self.judge(at, verdict).await,
+                    Ok(Small::Moved(verdict)) => self.judge(at, verdict).await,
+                    Ok(Small::Here(have)) => self.found(at, have),
+                    Ok(Small::Elsewhere(waiter)) => self.wait(at, waiter),
                     Err(error) => self.lose(at, error),
                 }
             }
             Done::Opened(at, Ok(opened)) => {
                 let grid = Grid::of_size(self.files[at].object.size);
                 match opened {
+                    Opened::Elsewhere(waiter) => {
+                        self.queue.opened(at, grid, std::iter::empty());
+                        self.wait(at, waiter);
+                    }
                     Opened::Equal(have) => {
                         self.queue.opened(at, grid, std::iter::empty());
-                        self.tools.wire.progress.bytes_here.fetch_add(grid.size(), Relaxed);
-                        self.finish(at, have);
+                        self.found(at, have);
                     }
                     Opened::Complete(verdict) => {
                         self.queue.opened(at, grid, std::iter::empty());
@@ -180,7 +226,50 @@ impl<'a> Transfer<'a> {
             Done::Part(_, Ok(None)) => {}
             Done::Part(at, Ok(Some(verdict))) => self.judge(at, verdict).await,
             Done::Part(at, Err(error)) => self.lose(at, error),
+            Done::Released(at, Err(error)) => self.lose(at, error),
+            Done::Released(at, Ok(())) => match known::here(&self.tools.store, &self.tools.hold, &self.files[at].id) {
+                Some(have) => self.found(at, have),
+                // It failed there, or nobody waited for it there any more: it is ours to move.
+                None => self.enqueue(at),
+            },
         }
+    }
+
+    fn enqueue(&mut self, at: FileIndex) {
+        let size = self.files[at].object.size;
+        if size <= SMALL_LEN_MAX { self.queue.add_small(at) } else { self.queue.add_large(at, size) }
+    }
+
+    /// A file that is here without a transfer of ours.
+    fn found(&mut self, at: FileIndex, have: Have) {
+        self.tools.wire.progress.bytes_here.fetch_add(self.files[at].object.size, Relaxed);
+        self.finish(at, have);
+    }
+
+    /// Waits for another pull, and shows its progress meanwhile.
+    fn wait(&mut self, at: FileIndex, waiter: Waiter) {
+        let (wire, id) = (Arc::clone(&self.tools.wire), self.files[at].id.clone());
+        tracing::debug!(uri = %id.uri, "another pull moves this file");
+        self.tasks.spawn(async move {
+            let mut borrowed = None;
+            loop {
+                match tokio::time::timeout(TICK, wire.cancel.guard(waiter.ended())).await {
+                    Ok(ended) => {
+                        if let Some(file) = &borrowed {
+                            wire.progress.give_back(file);
+                        }
+                        return Done::Released(at, ended);
+                    }
+                    Err(_) if borrowed.is_none() => {
+                        borrowed = waiter.progress();
+                        if let Some(file) = &borrowed {
+                            wire.progress.borrow(file);
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+        });
     }
 
     async fn judge(&mut self, at: FileIndex, verdict: Verdict) {
@@ -208,7 +297,7 @@ impl<'a> Transfer<'a> {
         let size = self.files[at].object.size;
         tracing::warn!(uri = %self.files[at].id.uri, %expected, got = %got.value(), "the bytes do not match the origin's checksum: fetching again");
         progress.bytes_here.fetch_sub(size.min(progress.bytes_here.load(Relaxed)), Relaxed);
-        if size <= SMALL_LEN_MAX { self.queue.add_small(at) } else { self.queue.add_large(at, size) }
+        self.enqueue(at);
     }
 
     fn finish(&mut self, at: FileIndex, have: Have) {
@@ -304,20 +393,29 @@ impl Meter {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| Error::Defect(panic.to_string()))?
 }
 
-async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Result<Verdict, Error> {
+async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Result<Small, Error> {
+    let _claimed = match tools.flights.claim(&id) {
+        Claim::Mine(claimed) => claimed,
+        Claim::Theirs(waiter) => return Ok(Small::Elsewhere(waiter)),
+    };
+    // It may have come between the look-up and the claim.
+    if let Some(have) = known::here(&tools.store, &tools.hold, &id) {
+        return Ok(Small::Here(have));
+    }
     known::ask_claims(&tools.wire, &mut object).await;
     let slices = tools.wire.small(&object, seed).await?;
-    let store = Arc::clone(&tools.store);
+    let (store, hold, with) = (Arc::clone(&tools.store), Arc::clone(&tools.hold), tools.clone());
     let verdict = blocking(move || {
         let check = Check::new(object.claims.to_check());
         match (check.claim(), check.of_slices(&slices)) {
             (Some(expected), Some(got)) if got != expected => Ok(Verdict::Wrong { object, expected, got }),
             (checked, _) => {
-                let digest = store.seal_bytes(id, &slices, checked, &object.claims)?;
+                let digest = store.seal_bytes(id.clone(), &slices, checked, &object.claims, &hold)?;
+                with.taken(&id);
                 Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
             }
         }
@@ -327,7 +425,7 @@ async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Res
         // Counted when it is kept: a small file is never shown half-way.
         tools.wire.progress.bytes_moved.fetch_add(tools.size_of(&verdict), Relaxed);
     }
-    Ok(verdict)
+    Ok(Small::Moved(verdict))
 }
 
 impl Tools {
@@ -340,20 +438,29 @@ impl Tools {
 }
 
 async fn open(tools: Tools, mut object: Object, id: ObjectId) -> Result<Opened, Error> {
+    let claimed = match tools.flights.claim(&id) {
+        Claim::Mine(claimed) => claimed,
+        Claim::Theirs(waiter) => return Ok(Opened::Elsewhere(waiter)),
+    };
+    if let Some(have) = known::here(&tools.store, &tools.hold, &id) {
+        return Ok(Opened::Equal(have));
+    }
     known::ask_claims(&tools.wire, &mut object).await;
     blocking(move || {
         let checked = object.claims.to_check();
-        if let Some(equal) = tools.store.equal(&id, &object) {
-            return Ok(Opened::Equal(equal.into()));
+        if let Some(have) = known::equal(&tools.store, &tools.hold, &id, &object) {
+            return Ok(Opened::Equal(have));
         }
-        if let Some(digest) = tools.store.sealed_before(&id)? {
+        if let Some(digest) = tools.store.sealed_before(&id, &tools.hold)? {
             return Ok(Opened::Equal(Have { digest, checked: None, equal_by: None }));
         }
-        let partial = Arc::new(tools.store.partial(id, checked.and_then(|claim| claim.crc_kind()))?);
+        let partial = Arc::new(tools.store.partial(id.clone(), checked.and_then(|claim| claim.crc_kind()))?);
+        tools.taken(&id);
         let resumed = partial.bytes_resumed();
         tools.wire.progress.bytes_here.fetch_add(resumed, Relaxed);
         let progress = tools.wire.progress.begin(object.path.as_str(), object.size, resumed);
-        let sink = Arc::new(FileSink { partial, check: Check::new(checked), progress });
+        claimed.show(&progress);
+        let sink = Arc::new(FileSink { partial, check: Check::new(checked), progress, _claimed: claimed });
         if sink.partial.present().is_complete() {
             tools.wire.progress.end(&sink.progress);
             return Ok(Opened::Complete(conclude(&tools, &sink, object)?));
@@ -392,6 +499,6 @@ fn conclude(tools: &Tools, file: &FileSink, object: Object) -> Result<Verdict, E
         file.partial.discard()?;
         return Ok(Verdict::Wrong { object, expected, got });
     }
-    let digest = tools.store.seal(&file.partial, checked, &object.claims)?;
+    let digest = tools.store.seal(&file.partial, checked, &object.claims, &tools.hold)?;
     Ok(Verdict::Right(Have { digest, checked, equal_by: None }))
 }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Error;
 use super::cancel::Cancel;
+use super::engine::{BYTES_IN_FLIGHT_MAX, Engine, PERMIT_LEN};
 use super::pace::Pace;
 use super::progress::Progress;
 use super::retry::Patience;
@@ -21,10 +22,6 @@ use crate::remote::{self, Body, Remote};
 /// Slices are handed to the disk when this many bytes have gathered: fewer hand-overs cost less
 /// CPU, and 512 KiB still fit a core's second-level cache.
 const BATCH_LEN: usize = 512 << 10;
-/// Bytes between the network and the disk, over all connections.
-const BYTES_IN_FLIGHT_MAX: usize = 32 << 20;
-const PERMIT_LEN: usize = 64 << 10;
-
 /// What all workers of a pull share.
 #[derive(Debug)]
 pub struct Wire {
@@ -32,6 +29,7 @@ pub struct Wire {
     pub progress: Arc<Progress>,
     pub cancel: Cancel,
     memory: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
     heads: Mutex<Pace>,
     gaps: Mutex<Pace>,
     started: Instant,
@@ -41,12 +39,13 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub fn new(remote: Arc<dyn Remote>, progress: Arc<Progress>, cancel: Cancel) -> Self {
+    pub fn new(engine: &Engine, remote: Arc<dyn Remote>, progress: Arc<Progress>, cancel: Cancel) -> Self {
         Self {
             remote,
             progress,
             cancel,
-            memory: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX / PERMIT_LEN)),
+            memory: Arc::clone(&engine.memory),
+            connections: Arc::clone(&engine.connections),
             heads: Mutex::new(Pace::new(Duration::from_secs(1), Duration::from_secs(20))),
             gaps: Mutex::new(Pace::new(Duration::from_millis(300), Duration::from_secs(15))),
             started: Instant::now(),
@@ -126,6 +125,11 @@ impl Wire {
         remote::Error::BadAnswer { uri: self.remote.source().object_uri(&object.key), detail }
     }
 
+    async fn connection(&self) -> Result<SemaphorePermit<'_>, Error> {
+        let permit = self.cancel.guard(self.connections.acquire()).await?;
+        permit.map_err(|e| Error::Defect(e.to_string()))
+    }
+
     /// Pauses after a failure, or returns the final error.
     async fn pause(&self, patience: &mut Patience, error: remote::Error) -> Result<(), Error> {
         tracing::debug!(%error, "a request failed");
@@ -139,6 +143,7 @@ impl Wire {
 
     /// Fetches a whole small file into memory.
     pub async fn small(&self, object: &Object, seed: u64) -> Result<Vec<Bytes>, Error> {
+        let _connection = self.connection().await?;
         let permits =
             u32::try_from(usize::try_from(object.size).unwrap_or(usize::MAX).div_ceil(PERMIT_LEN)).unwrap_or(u32::MAX);
         let _memory = self
@@ -180,6 +185,7 @@ impl Wire {
 
     /// Fetches up to byte `end` into `sink`. True when the file became complete with it.
     pub async fn part(&self, object: &Object, sink: PartSink, end: u64, seed: u64) -> Result<bool, Error> {
+        let _connection = self.connection().await?;
         let _busy = Busy::new(&self.busy);
         let mut patience = Patience::new(seed);
         let mut disk = Disk::new(sink, Arc::clone(&self.memory));

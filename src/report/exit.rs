@@ -1,6 +1,7 @@
 //! The one table of exit codes (sysexits.h where it has a word for it).
 
 use crate::domain::{DigestError, SourceError};
+use crate::fetch::Shortage;
 use crate::{fetch, remote, store};
 
 /// Shown by `--help`, copied in the README.
@@ -44,7 +45,7 @@ pub enum Exit {
 }
 
 /// An error as the user reads it: one sentence, the next thing to try, and a code.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Failure {
     /// What happened, to which object, and why.
     pub message: String,
@@ -153,6 +154,7 @@ impl From<fetch::Error> for Failure {
         use fetch::Error as E;
         let message = error.to_string();
         match error {
+            E::NoRoom(shortage) => no_room(&shortage),
             E::Remote(error) => error.into(),
             E::Store(error) => error.into(),
             E::GaveUp { last, .. } => Self { message, ..last.into() },
@@ -168,6 +170,23 @@ impl From<fetch::Error> for Failure {
             E::Defect(_) => Self::hinted(Exit::Defect, message, "please report it, with what you did"),
         }
     }
+}
+
+fn no_room(shortage: &Shortage) -> Failure {
+    use super::text::bytes;
+    let Shortage { path, needed, free, high_watermark, evictable, pinned, leased } = shortage;
+    let below = high_watermark.map_or_else(String::new, |percent| format!(" below the high watermark of {percent} %"));
+    let others = evictable.map_or_else(String::new, |evictable| {
+        let (evictable, pinned, leased) = (bytes(evictable), bytes(*pinned), bytes(*leased));
+        format!(", {evictable} evictable, {pinned} pinned, {leased} in use")
+    });
+    let message =
+        format!("not enough room in `{}`: {} needed, {} free{below}{others}", path.display(), bytes(*needed), bytes(*free));
+    Failure::hinted(
+        Exit::Disk,
+        message,
+        "`larder status` shows who uses and who pinned what; unpin or remove models, or give the store a larger disk",
+    )
 }
 
 #[cfg(test)]

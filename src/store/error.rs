@@ -25,6 +25,8 @@ pub enum Error {
         path: PathBuf,
         /// Pid and command of the owner as it wrote them into the lock file.
         owner: String,
+        /// Where the owner takes requests, if it does.
+        socket: Option<PathBuf>,
     },
     /// The directory holds something, but no larder store, or one of another format.
     #[error("`{path}` is not a larder store this build can use: {detail}", path = path.display())]

@@ -103,6 +103,15 @@ impl Layout {
         self.sources().join(format!("{id}.json"))
     }
 
+    /// Notes of one kind.
+    pub(super) fn shelf(&self, directory: &str) -> PathBuf {
+        self.root.join(directory)
+    }
+
+    pub(super) fn note(&self, directory: &str, name: &str) -> PathBuf {
+        self.shelf(directory).join(name)
+    }
+
     /// Trees of ordinary files, hard links to blobs: what `larder path` prints.
     pub(super) fn models(&self) -> PathBuf {
         self.root.join("models")
@@ -116,7 +125,7 @@ impl Layout {
     pub(super) fn directories(&self) -> Vec<PathBuf> {
         let mut all = vec![self.base.clone(), self.root.clone()];
         all.extend(
-            ["blobs", "values", "fresh", "partial", "scratch", "manifests", "sources", "models"]
+            ["blobs", "values", "fresh", "partial", "scratch", "manifests", "sources", "models", "leases", "pins", "state"]
                 .map(|d| self.root.join(d)),
         );
         all.push(self.fresh());

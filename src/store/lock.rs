@@ -6,11 +6,17 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::AtPath as _;
 use super::{Error, Layout};
+
+/// What begins the line that says where the owner can be asked.
+const SOCKET_WORD: &str = "socket ";
+/// Two lines, one of them a path.
+const OWNER_LEN_MAX: u64 = 8 << 10;
 
 /// Holds the store while it lives.
 #[derive(Debug)]
@@ -20,7 +26,7 @@ pub(super) struct Lock {
 
 impl Lock {
     /// Takes the store or says who has it. Does not wait.
-    pub(super) fn take(layout: &Layout) -> Result<Self, Error> {
+    pub(super) fn take(layout: &Layout, socket: Option<&Path>) -> Result<Self, Error> {
         let path = layout.lock();
         let mut file = OpenOptions::new()
             .read(true)
@@ -35,17 +41,19 @@ impl Lock {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut owner = String::new();
                 // Best effort: the text only names the owner, the lock itself is the kernel's.
-                let _ = std::io::Read::by_ref(&mut file).take(200).read_to_string(&mut owner);
-                let owner =
-                    if owner.trim().is_empty() { "another process".to_owned() } else { owner.trim().to_owned() };
-                return Err(Error::Busy { path: layout.base().to_owned(), owner });
+                let _ = std::io::Read::by_ref(&mut file).take(OWNER_LEN_MAX).read_to_string(&mut owner);
+                let mut lines = owner.lines().map(str::trim);
+                let owner = lines.next().filter(|line| !line.is_empty()).unwrap_or("another process").to_owned();
+                let socket = lines.find_map(|line| line.strip_prefix(SOCKET_WORD)).map(PathBuf::from);
+                return Err(Error::Busy { path: layout.base().to_owned(), owner, socket });
             }
             Err(errno) => return Err(errno).at("lock", &path),
         }
         let command: Vec<String> = std::env::args().take(2).collect();
         let name = command.first().map_or("larder", |path| path.rsplit('/').next().unwrap_or(path));
         let verb = command.get(1).map_or("", String::as_str);
-        let owner = format!("pid {} (`{}`)\n", std::process::id(), format!("{name} {verb}").trim());
+        let mut owner = format!("pid {} (`{}`)\n", std::process::id(), format!("{name} {verb}").trim());
+        owner.extend(socket.map(|socket| format!("{SOCKET_WORD}{}\n", socket.display())));
         // Best effort: on a full disk `larder rm` must still get in.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })

@@ -7,13 +7,16 @@
 
 mod boot;
 mod catalog;
+mod census;
 mod direct;
 mod error;
 mod export;
 mod fsx;
+mod hold;
 mod layout;
 mod lock;
 mod models;
+mod notes;
 mod partial;
 mod record;
 mod recovery;
@@ -23,8 +26,8 @@ mod view;
 mod writeback;
 
 use std::collections::HashSet;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -33,13 +36,17 @@ use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Manifest, Obj
 
 use boot::BootId;
 pub use catalog::{Equal, Known, ObjectId};
+pub use census::{Census, Entry, PartialEntry};
 use error::AtPath as _;
 pub use error::Error;
 pub use export::Exported;
+pub use hold::Hold;
 pub use layout::Layout;
 pub use models::{SourceFile, SourceRecord};
+pub use notes::Shelf;
 pub use partial::{ChunkRecord, Partial};
 pub use recovery::Recovered;
+pub use space::Space;
 pub use view::{Kept, View};
 pub use writeback::{WriteBack, dirty_budget};
 
@@ -53,6 +60,10 @@ pub struct Store {
     view: View,
     _lock: lock::Lock,
     catalog: Mutex<catalog::Catalog>,
+    holds: Arc<hold::Holds>,
+    /// Taken to change which manifests there are: publishing and forgetting exclude each other,
+    /// because what one names the other must not remove.
+    names: Mutex<()>,
     recovered: Recovered,
 }
 
@@ -63,17 +74,108 @@ impl Store {
     /// [`Error::Busy`] when another process owns it; [`Error::Foreign`] when the directory holds
     /// something else; [`Error::Io`].
     pub fn open(directory: &Path) -> Result<Self, Error> {
+        let mut store = Self::open_unproven(directory, None)?;
+        let mut recovered = std::mem::take(&mut store.recovered);
+        store.prove_into(&mut recovered)?;
+        store.recovered = recovered;
+        Ok(store)
+    }
+
+    /// The same for a daemon that takes requests at `socket`, where others who want the store find
+    /// it. What another boot left unproven stays unseen until [`Store::prove`].
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_unproven(directory: &Path, socket: Option<&Path>) -> Result<Self, Error> {
         let layout = Layout::new(directory, BootId::current());
         refuse_foreign(&layout)?;
         for directory in layout.directories() {
             fsx::create_directories(&directory).at("create", &directory)?;
         }
-        let lock = lock::Lock::take(&layout)?;
+        let lock = lock::Lock::take(&layout, socket)?;
         let mut recovered = recovery::recover(&layout)?;
         fsx::create_directories(&layout.fresh()).at("create", layout.fresh())?;
         let catalog = catalog::Catalog::open(&layout)?;
         recovered.catalog_lines_dropped = catalog.dropped();
-        Ok(Self { view: View::new(layout), _lock: lock, catalog: Mutex::new(catalog), recovered })
+        let (catalog, holds, names) = (Mutex::new(catalog), Arc::default(), Mutex::default());
+        Ok(Self { view: View::new(layout), _lock: lock, catalog, holds, names, recovered })
+    }
+
+    /// Hashes what another boot left unproven, and mends or removes what shows it. Takes as long
+    /// as reading those blobs does.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; nothing is lost, the next call goes on.
+    pub fn prove(&self) -> Result<Recovered, Error> {
+        let mut recovered = Recovered::default();
+        self.prove_into(&mut recovered)?;
+        Ok(recovered)
+    }
+
+    fn prove_into(&self, recovered: &mut Recovered) -> Result<(), Error> {
+        if recovery::is_needed(self.layout()) {
+            recovery::prove_fresh_of_other_boots(self.layout(), recovered)?;
+            let _names = self.lock_names();
+            recovery::rebuild_trees(self.layout(), recovered)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a blob that this source names waits to be proven.
+    #[must_use]
+    pub fn is_unproven(&self, record: &SourceRecord) -> bool {
+        recovery::is_needed(self.layout())
+            && record.files.iter().filter_map(|file| file.digest).any(|d| recovery::is_unproven(self.layout(), &d))
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps blobs from being removed for as long as it lives.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        Hold::new(&self.holds)
+    }
+
+    /// Everything in the store with its size. Reads every manifest and source document.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn census(&self) -> Result<Census, Error> {
+        census::take(self)
+    }
+
+    /// Removes a partial that nobody fills.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn drop_partial(&self, file_id: &str) -> Result<(), Error> {
+        census::drop_partial(self.layout(), file_id)
+    }
+
+    /// Writes a note in place of an older one of that name: letters, digits, `-` or `_`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with disk-full among them.
+    pub fn note<T: serde::Serialize>(&self, shelf: Shelf, name: &str, note: &T) -> Result<(), Error> {
+        notes::write(self.layout(), shelf, name, note)
+    }
+
+    /// Every note of that kind, with its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn notes<T: serde::de::DeserializeOwned>(&self, shelf: Shelf) -> Result<Vec<(String, T)>, Error> {
+        notes::read_all(self.layout(), shelf)
+    }
+
+    /// Removes a note, if it is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove_note(&self, shelf: Shelf, name: &str) -> Result<(), Error> {
+        notes::remove(self.layout(), shelf, name)
     }
 
     /// What is kept, for looking.
@@ -137,18 +239,29 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn sealed_before(&self, id: &ObjectId) -> Result<Option<Digest>, Error> {
+    pub fn sealed_before(&self, id: &ObjectId, hold: &Hold) -> Result<Option<Digest>, Error> {
         let Some(digest) = partial::sealed_before(self.layout(), id)? else { return Ok(None) };
+        hold.add(digest);
+        if !self.view.has_blob(&digest) {
+            return Ok(None);
+        }
         self.learn(Known::new(id.clone(), digest, None, &Claims::default()))?;
         Ok(Some(digest))
     }
 
     /// Seals a complete partial and records its object, whose bytes were compared with `checked`.
+    /// The blob is held from before it has its name.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Absent`] when chunks are missing.
-    pub fn seal(&self, partial: &Partial, checked: Option<Checksum>, claims: &Claims) -> Result<Digest, Error> {
-        let digest = partial.seal()?;
+    pub fn seal(
+        &self,
+        partial: &Partial,
+        checked: Option<Checksum>,
+        claims: &Claims,
+        hold: &Hold,
+    ) -> Result<Digest, Error> {
+        let digest = partial.seal(hold)?;
         self.learn(Known::new(partial.id().clone(), digest, checked, claims))?;
         partial.forget()?;
         Ok(digest)
@@ -164,8 +277,9 @@ impl Store {
         slices: &[Bytes],
         checked: Option<Checksum>,
         claims: &Claims,
+        hold: &Hold,
     ) -> Result<Digest, Error> {
-        let digest = sealed::seal_bytes(self.layout(), slices)?;
+        let digest = sealed::seal_bytes(self.layout(), slices, hold)?;
         self.learn(Known::new(id, digest, checked, claims))?;
         Ok(digest)
     }
@@ -176,6 +290,14 @@ impl Store {
     /// [`Error::Io`].
     pub fn available(&self) -> Result<u64, Error> {
         space::available(self.layout().root())
+    }
+
+    /// The file system the store is on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn space(&self) -> Result<Space, Error> {
+        space::measure(self.layout().root())
     }
 
     /// Bytes that pulling this object would still take from the file system: its size, less what
@@ -201,11 +323,25 @@ impl Store {
         models::write_source(self.layout(), source)
     }
 
+    /// Takes back what [`Store::announce`] wrote, of a source that nothing has come of.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn retract(&self, source: &SourceRecord) -> Result<(), Error> {
+        let path = self.layout().source(&source.id());
+        let kept = models::find_source(self.layout(), &source.id())?;
+        if kept.is_some_and(|kept| kept.manifest.is_none() && self.view.bytes_present(&kept) == 0) {
+            fsx::remove_if_there(&path).at("remove", &path)?;
+        }
+        Ok(())
+    }
+
     /// Publishes a complete model: manifest, tree, and the source that names it.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Absent`] when a blob of the manifest is not here.
     pub fn publish(&self, mut source: SourceRecord, manifest: &Manifest) -> Result<Digest, Error> {
+        let _names = self.lock_names();
         let (digest, was_missing) = models::write_manifest(self.layout(), manifest)?;
         // A tree without a manifest was not among those that lost their damaged blobs.
         let stale = was_missing || !models::is_complete(self.layout(), manifest, &digest);
@@ -257,13 +393,18 @@ impl Store {
 
     fn settle_one(&self, digest: &Digest) -> Result<(), Error> {
         if let Err(error) = sealed::sync(self.layout(), digest) {
-            if self.view.has_blob(digest) {
-                tracing::error!(%digest, %error, "the disk failed to write a blob: dropped, it is fetched again when asked for");
-                self.withdraw(digest)?;
+            if !self.view.has_blob(digest) {
+                // Removed meanwhile.
+                return Ok(());
             }
+            tracing::error!(%digest, %error, "the disk failed to write a blob: dropped, it is fetched again when asked for");
+            self.withdraw(digest)?;
             return Err(error);
         }
-        sealed::settle(self.layout(), digest)
+        match sealed::settle(self.layout(), digest) {
+            Err(_) if !self.view.has_blob(digest) => Ok(()),
+            settled => settled,
+        }
     }
 
     /// Hashes a blob on disk; the chunks that are wrong, none when it is right. `each` hears the
@@ -282,6 +423,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn withdraw(&self, digest: &Digest) -> Result<(), Error> {
+        let _names = self.lock_names();
         for manifest_digest in models::all_manifests(self.layout())? {
             let shows = |manifest: Manifest| manifest.files().iter().any(|file| file.digest == *digest);
             // A manifest that cannot be read may name it too.
@@ -297,6 +439,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn rebuild_trees(&self) -> Result<(), Error> {
+        let _names = self.lock_names();
         for digest in models::all_manifests(self.layout())? {
             let Ok(manifest) = models::read_manifest(self.layout(), &digest) else { continue };
             if manifest.files().iter().all(|file| self.view.has_blob(&file.digest)) {
@@ -312,6 +455,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn forget(&self, record_ids: &[String], manifests: &[Digest]) -> Result<u64, Error> {
+        let names = self.lock_names();
         let mut uris = HashSet::new();
         let mut candidates: HashSet<Digest> = manifests.iter().copied().collect();
         for kept in self.view.kept()? {
@@ -332,7 +476,13 @@ impl Store {
             fsx::remove_if_there(&path).at("remove", &path)?;
         }
         self.remove_partials_of(&uris)?;
-        self.sweep()
+        let (freed, unnamed) = self.sweep()?;
+        drop(names);
+        // Deleting many gigabytes takes a while, and nobody has to wait for it.
+        for path in unnamed {
+            fsx::remove_if_there(&path).at("remove", &path)?;
+        }
+        Ok(freed)
     }
 
     fn remove_partials_of(&self, uris: &HashSet<String>) -> Result<(), Error> {
@@ -351,8 +501,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes blobs that no manifest names and no unfinished source waits for. Bytes freed.
-    fn sweep(&self) -> Result<u64, Error> {
+    /// Takes the names of blobs that no manifest names, no unfinished source waits for and no pull
+    /// holds. Their bytes, and the files that are left to be deleted.
+    fn sweep(&self) -> Result<(u64, Vec<PathBuf>), Error> {
         let mut named = HashSet::new();
         for digest in models::all_manifests(self.layout())? {
             match models::read_manifest(self.layout(), &digest) {
@@ -372,15 +523,18 @@ impl Store {
         }
         named
             .extend(self.catalog().iter().filter(|known| unfinished.contains(&known.id.uri)).map(|known| known.digest));
-        let mut freed = 0;
+        let (mut freed, mut unnamed) = (0, Vec::new());
         for digest in sealed::all(self.layout())? {
-            if !named.contains(&digest) {
-                freed +=
-                    sealed::find(self.layout(), &digest).and_then(|path| path.metadata().ok()).map_or(0, |m| m.len());
-                sealed::remove(self.layout(), &digest)?;
+            if named.contains(&digest) {
+                continue;
+            }
+            let len = self.view.blob_len(&digest);
+            if let Some(files) = self.holds.unless_held(&digest, || sealed::unname(self.layout(), &digest)) {
+                unnamed.extend(files?);
+                freed += len;
             }
         }
-        Ok(freed)
+        Ok((freed, unnamed))
     }
 }
 

@@ -113,6 +113,16 @@ pub(super) fn read_sources(
     Ok(sources)
 }
 
+/// The record of that id, if there is one that can be read.
+pub(super) fn find_source(layout: &Layout, id: &str) -> Result<Option<SourceRecord>, Error> {
+    let path = layout.source(id);
+    match read_source(&path) {
+        Ok(source) => Ok(Some(source)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+        Err(error) => Err(error).at("read", path),
+    }
+}
+
 fn read_source(path: &Path) -> io::Result<SourceRecord> {
     let text = fsx::read_bounded(path, DOCUMENT_LEN_MAX)?;
     let line = text.strip_suffix(b"\n").unwrap_or(&text);

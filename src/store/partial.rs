@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::boot::BootId;
 use super::catalog::ObjectId;
 use super::error::AtPath as _;
-use super::{Error, Layout, fsx, record};
+use super::{Error, Hold, Layout, fsx, record};
 use crate::domain::{ChunkHasher, ChunkIndex, ChunkSet, ChunkValue, CrcKind, Digest, Grid, root_digest};
 
 /// First line of a journal.
@@ -203,13 +203,14 @@ impl Partial {
     ///
     /// # Errors
     /// [`Error::Io`]. Chunks missing is [`Error::Absent`].
-    pub(super) fn seal(&self) -> Result<Digest, Error> {
+    pub(super) fn seal(&self, hold: &Hold) -> Result<Digest, Error> {
         let records = self.records();
         let values: Option<Vec<ChunkValue>> = records.map(|records| records.iter().map(|r| r.value).collect());
         let digest = values.as_deref().and_then(|values| root_digest(&self.grid, values));
         let (Some(values), Some(digest)) = (values, digest) else {
             return Err(Error::Absent(format!("a part of `{}`", self.id.uri)));
         };
+        hold.add(digest);
         let from = self.layout.partial_bytes(&self.file_id);
         super::sealed::seal(&self.layout, &from, &digest, &values)?;
         Ok(digest)
@@ -228,10 +229,15 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`].
     pub fn discard(&self) -> Result<(), Error> {
-        self.forget()?;
-        let bytes = self.layout.partial_bytes(&self.file_id);
-        fsx::remove_if_there(&bytes).at("remove", &bytes)
+        remove(&self.layout, &self.file_id)
     }
+}
+
+/// Removes a partial's files: bytes without a journal are forgotten, a journal without bytes too.
+pub(super) fn remove(layout: &Layout, file_id: &str) -> Result<(), Error> {
+    forget(layout, file_id)?;
+    let bytes = layout.partial_bytes(file_id);
+    fsx::remove_if_there(&bytes).at("remove", &bytes)
 }
 
 fn forget(layout: &Layout, file_id: &str) -> Result<(), Error> {
@@ -400,6 +406,10 @@ mod tests {
         partial.record(ChunkIndex(index), ChunkRecord { value: hasher.finish(), crc: 7 }).expect("record")
     }
 
+    fn hold() -> Hold {
+        Hold::new(&std::sync::Arc::default())
+    }
+
     fn content(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 7 % 253) as u8).collect()
     }
@@ -418,7 +428,7 @@ mod tests {
         assert!(!fill(&partial, &bytes, 0));
         assert!(fill(&partial, &bytes, 2));
         assert_eq!(partial.records().expect("complete")[1].crc, 7);
-        assert_eq!(partial.seal().expect("seal"), Digest::of(&bytes));
+        assert_eq!(partial.seal(&hold()).expect("seal"), Digest::of(&bytes));
         partial.forget().expect("forgotten");
         assert!(fsx::names(&layout.partials()).expect("names").is_empty());
     }
@@ -431,7 +441,7 @@ mod tests {
         let partial = Partial::open(&layout, id.clone(), None).expect("open");
         (0..3).for_each(|index| assert_eq!(fill(&partial, &bytes, index), index == 2));
         assert_eq!(sealed_before(&layout, &id).expect("reads"), None, "not while it is a partial");
-        let digest = partial.seal().expect("seal");
+        let digest = partial.seal(&hold()).expect("seal");
         drop(partial);
         assert_eq!(sealed_before(&layout, &id).expect("reads"), Some(digest));
         assert!(fsx::names(&layout.partials()).expect("names").is_empty());

@@ -39,21 +39,24 @@ pub(super) fn is_needed(layout: &Layout) -> bool {
     fsx::names(&layout.fresh_of_all_boots()).is_ok_and(|names| names.iter().any(|name| name != layout.boot().as_str()))
 }
 
-/// Brings the store into a state where everything visible is true. The caller holds the lock.
+/// Brings the store into a state where everything visible is true, but for what waits to be proven.
+/// The caller holds the lock.
 pub(super) fn recover(layout: &Layout) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
     clear_scratch(layout)?;
-    let rebooted = is_needed(layout);
-    prove_fresh_of_other_boots(layout, &mut recovered)?;
     expire_partials(layout, &mut recovered)?;
     for path in unreadable_sources(layout)? {
         fsx::remove_if_there(&path).at("remove", &path)?;
         recovered.unreadable.push(path);
     }
-    if rebooted {
-        rebuild_trees(layout, &mut recovered)?;
-    }
     Ok(recovered)
+}
+
+/// Whether a blob waits to be proven.
+pub(super) fn is_unproven(layout: &Layout, digest: &Digest) -> bool {
+    let all = layout.fresh_of_all_boots();
+    let others = fsx::names(&all).unwrap_or_default().into_iter().filter(|boot| boot != layout.boot().as_str());
+    others.into_iter().any(|boot| all.join(boot).join(digest.to_string()).exists())
 }
 
 fn clear_scratch(layout: &Layout) -> Result<(), Error> {
@@ -66,7 +69,9 @@ fn clear_scratch(layout: &Layout) -> Result<(), Error> {
     Ok(())
 }
 
-fn prove_fresh_of_other_boots(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
+/// Hashes what was never synced in another boot. Until then no look-up finds those blobs, because
+/// their directory is not this boot's.
+pub(super) fn prove_fresh_of_other_boots(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
     let all = layout.fresh_of_all_boots();
     for boot in fsx::names(&all).at("list", &all)? {
         if boot == layout.boot().as_str() {
@@ -122,7 +127,7 @@ fn unreadable_sources(layout: &Layout) -> Result<Vec<PathBuf>, Error> {
 
 /// After another boot a tree may lack names, and may name bytes that were dropped: every tree
 /// that is not whole, or has a blob that was fresh, is made anew, or removed with a blob missing.
-fn rebuild_trees(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
+pub(super) fn rebuild_trees(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
     let touched: HashSet<Digest> = recovered.proven.iter().chain(&recovered.dropped).copied().collect();
     for digest in models::all_manifests(layout)? {
         match models::read_manifest(layout, &digest) {

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, fsx};
+use super::{Error, Hold, Layout, fsx};
 use crate::domain::{ChunkHasher, ChunkIndex, ChunkValue, Digest, Grid, root_digest};
 
 /// Gives complete bytes their digest as name. `from` is renamed away.
@@ -29,12 +29,13 @@ pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[Chun
 }
 
 /// Seals bytes that are in memory, for files of at most one chunk.
-pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes]) -> Result<Digest, Error> {
+pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes], hold: &Hold) -> Result<Digest, Error> {
     let mut hasher = blake3::Hasher::new();
     for slice in slices {
         hasher.update(slice);
     }
     let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
+    hold.add(digest);
     if find(layout, &digest).is_some() {
         return Ok(digest);
     }
@@ -151,6 +152,22 @@ pub(super) fn scrub(
         bad = (0..grid.chunk_count().max(1)).map(ChunkIndex).collect();
     }
     Ok(Some(bad))
+}
+
+/// Takes a blob's names away and returns the files, which only their scratch names keep now:
+/// deleting the bytes of a large file takes a while, this does not.
+pub(super) fn unname(layout: &Layout, digest: &Digest) -> Result<Vec<PathBuf>, Error> {
+    let mut unnamed = Vec::new();
+    // Fresh first: settling moves the other way.
+    for path in [layout.fresh_blob(digest), layout.blob(digest), layout.values(digest)] {
+        let scratch = fsx::scratch_name(&layout.scratch());
+        match std::fs::rename(&path, &scratch) {
+            Ok(()) => unnamed.push(scratch),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).at("remove", &path),
+        }
+    }
+    Ok(unnamed)
 }
 
 /// Removes a blob and its values, wherever it is.

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::boot::BootId;
 use super::{
-    Error, Exported, Layout, ObjectId, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
+    Error, Exported, Layout, ObjectId, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
 };
 use crate::domain::{Digest, Manifest};
 
@@ -80,6 +80,14 @@ impl View {
         Ok(kept)
     }
 
+    /// What a source names, by its record's id.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; a document that proves nothing is `None`.
+    pub fn source(&self, record_id: &str) -> Result<Option<SourceRecord>, Error> {
+        models::find_source(&self.layout, record_id)
+    }
+
     /// A manifest, proven by its digest.
     ///
     /// # Errors
@@ -116,6 +124,12 @@ impl View {
     #[must_use]
     pub fn read_small_blob(&self, digest: &Digest, len_max: u64) -> Option<Vec<u8>> {
         super::fsx::read_bounded(&sealed::find(&self.layout, digest)?, len_max).ok()
+    }
+
+    /// Whether there is a note of that kind and name.
+    #[must_use]
+    pub fn is_noted(&self, shelf: Shelf, name: &str) -> bool {
+        self.layout.note(shelf.directory(), name).is_file()
     }
 
     /// Notes that a source was used now.

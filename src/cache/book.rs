@@ -1,0 +1,207 @@
+//! Who uses and who wants which model: leases and pins, and what is leaving.
+//!
+//! One lock around all of it, so that a model is either leased or evicted, never both. What is
+//! written down survives the daemon; a lease whose owner has gone ends at the next look.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::owner::{Life, Owner};
+use crate::domain::Digest;
+use crate::report::text::unix;
+use crate::store::{self, Shelf, Store};
+
+/// More leases than pods of many nodes: beyond this somebody makes them up.
+const LEASE_COUNT_MAX: usize = 10_000;
+/// How long the lease of a pod lasts that nobody here can see.
+const UNSEEN_MAX: Duration = Duration::from_hours(24);
+
+/// Somebody uses a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who.
+    pub owner: Owner,
+    /// Which model.
+    pub digest: Digest,
+    /// Seconds since 1970 when it was last asked for.
+    pub since: u64,
+    /// Whether the owner was ever seen: only then does its absence say that it is gone.
+    pub seen: bool,
+}
+
+/// Somebody wants a source kept, or a model whatever names it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Pin {
+    holders: BTreeSet<String>,
+}
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It is being evicted: pull it again.
+    #[error("the model is being evicted")]
+    Leaving,
+    /// There are absurdly many.
+    #[error("there are {LEASE_COUNT_MAX} leases already")]
+    TooMany,
+    /// It could not be written down.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// Leases and pins of a store. Calls block: they write small files.
+#[derive(Debug, Default)]
+pub struct Book {
+    leases: HashMap<String, Lease>,
+    pins: HashMap<String, Pin>,
+    leaving: HashSet<Digest>,
+}
+
+impl Book {
+    /// Reads what an earlier life wrote down.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn open(store: &Store) -> Result<Self, store::Error> {
+        Ok(Self {
+            leases: store.notes(Shelf::Leases)?.into_iter().take(LEASE_COUNT_MAX).collect(),
+            pins: store.notes(Shelf::Pins)?.into_iter().collect(),
+            leaving: HashSet::new(),
+        })
+    }
+
+    /// Grants a lease and writes it down; asked for again, it is the same one. Its id.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn lease(&mut self, store: &Store, kubelet: &Path, owner: Owner, digest: Digest) -> Result<String, Refused> {
+        if self.leaving.contains(&digest) {
+            return Err(Refused::Leaving);
+        }
+        let id = id_of(&owner, &digest);
+        let seen = owner.life(kubelet) == Life::Alive;
+        let lease = Lease { seen, owner, digest, since: unix(SystemTime::now()) };
+        if self.leases.get(&id).is_some_and(|known| known.seen == seen && known.seen) {
+            return Ok(id);
+        }
+        if self.leases.len() >= LEASE_COUNT_MAX {
+            return Err(Refused::TooMany);
+        }
+        if !matches!(lease.owner, Owner::Connection(_)) {
+            store.note(Shelf::Leases, &id, &lease)?;
+        }
+        self.leases.insert(id.clone(), lease);
+        Ok(id)
+    }
+
+    /// Ends a lease; the model it was of.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`]: it has ended, and comes back with the next start.
+    pub fn release(&mut self, store: &Store, id: &str) -> Result<Option<Digest>, store::Error> {
+        let Some(lease) = self.leases.remove(id) else { return Ok(None) };
+        if !matches!(lease.owner, Owner::Connection(_)) {
+            store.remove_note(Shelf::Leases, id)?;
+        }
+        Ok(Some(lease.digest))
+    }
+
+    /// Leases whose owner is gone, or has not been seen for too long.
+    #[must_use]
+    pub fn ended(&self, kubelet: &Path, now: SystemTime) -> Vec<String> {
+        let ended = |lease: &Lease| match lease.owner.life(kubelet) {
+            Life::Alive => false,
+            Life::Gone if lease.seen => true,
+            Life::Gone | Life::Unseen => unix(now).saturating_sub(lease.since) > UNSEEN_MAX.as_secs(),
+        };
+        self.leases.iter().filter(|(_, lease)| ended(lease)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// All leases with their ids.
+    pub fn leases(&self) -> impl Iterator<Item = (&String, &Lease)> {
+        self.leases.iter()
+    }
+
+    /// Who uses the model.
+    #[must_use]
+    pub fn users(&self, digest: &Digest) -> Vec<String> {
+        let of_model = self.leases.values().filter(|lease| lease.digest == *digest);
+        let mut users: Vec<String> = of_model.map(|lease| lease.owner.to_string()).collect();
+        users.sort();
+        users
+    }
+
+    /// Pins a source (by its record's id) or a model (by its digest) for `holder`.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn pin(&mut self, store: &Store, key: &str, holder: &str) -> Result<(), store::Error> {
+        let mut pin = self.pins.get(key).cloned().unwrap_or_default();
+        if pin.holders.insert(holder.to_owned()) {
+            store.note(Shelf::Pins, key, &pin)?;
+            self.pins.insert(key.to_owned(), pin);
+        }
+        Ok(())
+    }
+
+    /// Takes back the pin of one holder, or of all where `holder` is `None`; whether there was one.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn unpin(&mut self, store: &Store, key: &str, holder: Option<&str>) -> Result<bool, store::Error> {
+        let Some(mut pin) = self.pins.get(key).cloned() else { return Ok(false) };
+        let before = pin.holders.len();
+        pin.holders.retain(|other| holder.is_some_and(|holder| holder != other));
+        let changed = pin.holders.len() < before;
+        if pin.holders.is_empty() {
+            store.remove_note(Shelf::Pins, key)?;
+            self.pins.remove(key);
+        } else if changed {
+            store.note(Shelf::Pins, key, &pin)?;
+            self.pins.insert(key.to_owned(), pin);
+        }
+        Ok(changed)
+    }
+
+    /// What `holder` has pinned.
+    #[must_use]
+    pub fn pinned_by(&self, holder: &str) -> Vec<String> {
+        self.pins.iter().filter(|(_, pin)| pin.holders.contains(holder)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Whether a source or model is pinned.
+    #[must_use]
+    pub fn is_pinned(&self, key: &str) -> bool {
+        self.pins.contains_key(key)
+    }
+
+    /// Pins in all.
+    #[must_use]
+    pub fn pin_count(&self) -> usize {
+        self.pins.len()
+    }
+
+    /// Begins to evict a model: from now on nobody gets a lease of it. False when somebody has one,
+    /// or wants it kept under one of `keys`.
+    pub fn begin_leaving(&mut self, digest: Digest, keys: &[String]) -> bool {
+        let wanted = keys.iter().any(|key| self.is_pinned(key)) || self.is_pinned(&digest.to_string());
+        if wanted || self.leases.values().any(|lease| lease.digest == digest) {
+            return false;
+        }
+        self.leaving.insert(digest)
+    }
+
+    /// The model is gone, or stays after all.
+    pub fn end_leaving(&mut self, digest: &Digest) {
+        self.leaving.remove(digest);
+    }
+}
+
+/// The same owner and model give the same lease, so that asking twice takes one.
+fn id_of(owner: &Owner, digest: &Digest) -> String {
+    let hash = blake3::hash(format!("{owner} {digest}").as_bytes());
+    hash.to_hex()[..16].to_owned()
+}

@@ -1,0 +1,116 @@
+//! What an administrator changes: pins, removal, leases that are ended by hand.
+
+use std::sync::Arc;
+
+use super::named;
+use super::{Cache, blocking};
+use crate::report::{Exit, Failure};
+
+/// Who pins by hand.
+pub const HOLDER: &str = "user";
+
+impl Cache {
+    /// Pins or unpins every model of that name; what they are called.
+    ///
+    /// # Errors
+    /// [`Exit::NotFound`]; the disk's.
+    pub async fn set_pinned(self: &Arc<Self>, name: String, pinned: bool) -> Result<Vec<String>, Failure> {
+        let cache = Arc::clone(self);
+        blocking(move || {
+            let store = cache.store();
+            let found = named::matching(store.view(), &name)?;
+            let mut names = Vec::new();
+            for kept in found {
+                let Some(key) = named::pin_key(&kept) else { continue };
+                let mut book = cache.residency.book();
+                if pinned {
+                    book.pin(store, &key, HOLDER)?;
+                } else {
+                    // By hand is by whoever has the last word: also what the list pinned.
+                    book.unpin(store, &key, None)?;
+                }
+                names.push(kept.record.map_or(key, |record| record.source));
+            }
+            Ok(names)
+        })
+        .await
+    }
+
+    /// Removes models that nobody uses, wants kept or waits for; bytes freed.
+    ///
+    /// # Errors
+    /// [`Exit::NotFound`]; [`Exit::Busy`] names who keeps it, and then nothing is removed.
+    pub async fn remove(self: &Arc<Self>, names: Vec<String>) -> Result<u64, Failure> {
+        let cache = Arc::clone(self);
+        blocking(move || {
+            let (store, residency) = (cache.store(), &cache.residency);
+            let (mut records, mut manifests) = (Vec::new(), Vec::new());
+            for name in &names {
+                for kept in named::matching(store.view(), name)? {
+                    manifests.extend(kept.manifest.map(|digest| (name, digest)));
+                    records.extend(kept.record.map(|record| (name, record.id())));
+                }
+            }
+            let ids: Vec<String> = records.iter().map(|(_, id)| id.clone()).collect();
+            let mut leaving = Vec::new();
+            let refused = {
+                let mut book = residency.book();
+                let moving = records.iter().find(|(_, id)| residency.is_moving(id));
+                let mut refused = moving.map(|(name, _)| in_use(name, "somebody waits for it"));
+                for (name, digest) in &manifests {
+                    if refused.is_none() && !leaving.contains(digest) {
+                        if book.begin_leaving(*digest, &ids) {
+                            leaving.push(*digest);
+                        } else {
+                            let users = book.users(digest);
+                            let who = if users.is_empty() { "it is pinned".into() } else { format!("{} uses it", users.join(", ")) };
+                            refused = Some(in_use(name, &who));
+                        }
+                    }
+                }
+                if refused.is_some() {
+                    leaving.iter().for_each(|digest| book.end_leaving(digest));
+                }
+                refused
+            };
+            if let Some(failure) = refused {
+                return Err(failure);
+            }
+            residency.forget_known();
+            let freed = store.forget(&ids, &leaving);
+            let mut book = residency.book();
+            leaving.iter().for_each(|digest| book.end_leaving(digest));
+            for id in &ids {
+                book.unpin(store, id, None)?;
+            }
+            Ok(freed?)
+        })
+        .await
+    }
+
+    /// Ends a lease by hand; whether there was one.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn release(self: &Arc<Self>, id: String) -> Result<bool, Failure> {
+        let cache = Arc::clone(self);
+        blocking(move || Ok(cache.residency.release(&id)?)).await
+    }
+
+    /// Syncs everything that is not synced yet.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn settle(self: &Arc<Self>, all: bool) -> Result<u64, Failure> {
+        let cache = Arc::clone(self);
+        blocking(move || Ok(cache.store().settle(all)?)).await
+    }
+}
+
+fn in_use(name: &str, why: &str) -> Failure {
+    Failure::hinted(
+        Exit::Busy,
+        format!("`{name}` stays: {why}"),
+        "it can go when its pods have ended; `larder unpin` takes a pin back, `larder status` shows who uses what",
+    )
+}

@@ -1,0 +1,442 @@
+//! Having a model: from what is here, from a pull that is on its way, or from a pull of its own.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::book::Refused;
+use super::event::{Event, Ready};
+use super::flight::{Flight, Landing, Seat};
+use super::owner::Owner;
+use super::residency::Resident;
+use super::{Cache, blocking};
+use crate::domain::Source;
+use crate::fetch::{self, Outcome, Pull, Selection};
+use crate::remote;
+use crate::report::{Exit, Failure};
+use crate::store::SourceRecord;
+use crate::telemetry;
+
+/// A caller hears something this often, unless it asks for another rhythm.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the origin may take to list a model that is here, before what is here is given out.
+const ORIGIN_PATIENCE: Duration = Duration::from_secs(3);
+/// A model may be evicted between its pull and its lease; so often is believable.
+const ROUNDS_MAX: u32 = 4;
+/// Sources whose last answer is remembered.
+const ANSWERS_MAX: usize = 10_000;
+
+/// What somebody asks for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The source.
+    pub source: Source,
+    /// Which of its files.
+    pub selection: Selection,
+    /// Rather fail than give out a copy that the origin could not be asked about.
+    pub fresh: bool,
+    /// Who will use it.
+    pub lease: LeaseWish,
+    /// How often to say how far it is.
+    pub progress_every: Duration,
+}
+
+/// Who will use a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseWish {
+    /// Nobody we know of: it may be evicted at once.
+    None,
+    /// Whoever holds what [`Cache::ensure`] returns.
+    Caller,
+    /// An owner of its own.
+    Owner(Owner),
+}
+
+impl Wish {
+    /// A wish with progress in the usual rhythm.
+    #[must_use]
+    pub const fn new(source: Source, selection: Selection, fresh: bool, lease: LeaseWish) -> Self {
+        Self { source, selection, fresh, lease, progress_every: PROGRESS_INTERVAL }
+    }
+
+    /// The id of the record that its source and selection have in the store.
+    #[must_use]
+    pub fn record_id(&self) -> String {
+        let (include, exclude) = (self.selection.include().to_vec(), self.selection.exclude().to_vec());
+        SourceRecord::new(self.source.to_string(), String::new(), include, exclude).id()
+    }
+}
+
+/// A model, and the lease that ends with this value where the caller is its owner.
+#[derive(Debug)]
+pub struct Granted {
+    /// The model.
+    pub ready: Ready,
+    _lease: Option<CallersLease>,
+}
+
+#[derive(Debug)]
+struct CallersLease {
+    cache: Arc<Cache>,
+    id: String,
+}
+
+impl Drop for CallersLease {
+    fn drop(&mut self) {
+        if let Err(error) = self.cache.residency.release(&self.id) {
+            tracing::warn!(%error, "a lease could not be ended");
+        }
+    }
+}
+
+/// When origins were last asked, and whether they answered.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    last: Mutex<HashMap<String, (Instant, Answer)>>,
+}
+
+#[derive(Debug, Clone)]
+enum Answer {
+    Given,
+    /// Why not.
+    Missing(String),
+}
+
+impl Answers {
+    fn note(&self, key: &str, answer: Answer) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() >= ANSWERS_MAX {
+            last.clear();
+        }
+        last.insert(key.to_owned(), (Instant::now(), answer));
+    }
+
+    fn within(&self, key: &str, window: Duration) -> Option<Answer> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.get(key).filter(|(at, _)| at.elapsed() < window).map(|(_, answer)| answer.clone())
+    }
+}
+
+/// How one wait for a flight ended.
+enum Wait {
+    Landed(Landing),
+    /// The origin takes too long to say what the model is now.
+    OutOfPatience,
+}
+
+impl Cache {
+    /// Brings a model here, or finds it, and takes its lease. `tell` hears progress and warnings.
+    ///
+    /// # Errors
+    /// In words for the caller, with an exit code.
+    pub async fn ensure(
+        self: &Arc<Self>,
+        wish: &Wish,
+        tell: &mut (dyn FnMut(Event) + Send),
+    ) -> Result<Granted, Failure> {
+        let started = Instant::now();
+        let result = self.ensure_within(wish, tell, started).await;
+        let outcome = match &result {
+            Ok((_, outcome)) => *outcome,
+            Err(_) => telemetry::Outcome::Error,
+        };
+        self.metrics.ensured(outcome, started.elapsed());
+        result.map(|(granted, _)| granted)
+    }
+
+    async fn ensure_within(
+        self: &Arc<Self>,
+        wish: &Wish,
+        tell: &mut (dyn FnMut(Event) + Send),
+        started: Instant,
+    ) -> Result<(Granted, telemetry::Outcome), Failure> {
+        let key = wish.record_id();
+        let _marked = self.residency.moving(&key);
+        for _ in 0..ROUNDS_MAX {
+            if self.stopping.load(Relaxed) {
+                return Err(fetch::Error::Interrupted.into());
+            }
+            let here = self.find(&key).await?;
+            if let Some(resident) = here.as_ref().filter(|_| !wish.fresh) {
+                let pinned = {
+                    let book = self.residency.book();
+                    book.is_pinned(&key) || book.is_pinned(&resident.digest.to_string())
+                };
+                match self.answers.within(&key, self.recheck) {
+                    Some(Answer::Missing(why)) if !pinned => {
+                        warn(tell, &wish.source, &why);
+                        if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
+                            return Ok((granted, telemetry::Outcome::Stale));
+                        }
+                    }
+                    answer if pinned || answer.is_some() => {
+                        if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
+                            return Ok((granted, telemetry::Outcome::Hit));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            let (seat, joined) = self.board(wish, &key);
+            let stand_in = here.as_ref().filter(|_| !wish.fresh);
+            let (why, failure) = match Self::wait(&seat, wish, stand_in.is_some(), tell).await {
+                Wait::Landed(Landing { result: Ok(outcome), .. }) => {
+                    // Evicted since, if it is not here: the next round pulls it again.
+                    let Some(resident) = self.find(&key).await? else { continue };
+                    let flown = Flown { outcome: &outcome, flight: seat.flight() };
+                    let Some(granted) = self.grant(wish, &resident, Some(flown), started, tell).await? else {
+                        continue;
+                    };
+                    let label = match (outcome.bytes_moved, joined) {
+                        (0, _) => telemetry::Outcome::Hit,
+                        (_, true) => telemetry::Outcome::Join,
+                        (_, false) => telemetry::Outcome::Pull,
+                    };
+                    return Ok((granted, label));
+                }
+                Wait::Landed(Landing { result: Err(failure), unanswered: true }) => (failure.message.clone(), failure),
+                Wait::Landed(Landing { result: Err(failure), .. }) => return Err(failure),
+                Wait::OutOfPatience => {
+                    let why = format!("no listing within {} s", ORIGIN_PATIENCE.as_secs());
+                    (why.clone(), Failure::new(Exit::Origin, why))
+                }
+            };
+            drop(seat);
+            self.answers.note(&key, Answer::Missing(why.clone()));
+            let Some(resident) = stand_in else { return Err(not_fresh(failure, here.is_some())) };
+            warn(tell, &wish.source, &why);
+            if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
+                return Ok((granted, telemetry::Outcome::Stale));
+            }
+        }
+        Err(Failure::hinted(
+            Exit::Disk,
+            format!("`{}` was evicted each time before it could be used", wish.source),
+            "the models in use need more room than the store has: `larder status` shows them",
+        ))
+    }
+
+    async fn find(self: &Arc<Self>, key: &str) -> Result<Option<Arc<Resident>>, Failure> {
+        let (cache, key) = (Arc::clone(self), key.to_owned());
+        blocking(move || Ok(cache.residency.resident(&key)?)).await
+    }
+
+    /// Waits for a flight and tells how far it is. Where a copy could stand in, the origin must say
+    /// in time what the model is now; the transfer itself may take as long as it takes.
+    async fn wait(seat: &Seat, wish: &Wish, stand_in: bool, tell: &mut (dyn FnMut(Event) + Send)) -> Wait {
+        let landed = seat.landed();
+        tokio::pin!(landed);
+        let mut patience = stand_in.then(|| Box::pin(tokio::time::sleep(ORIGIN_PATIENCE)));
+        let mut tick = tokio::time::interval(wish.progress_every);
+        // Said at once only where there is something to wait for.
+        tick.tick().await;
+        loop {
+            tokio::select! {
+                biased;
+                landing = &mut landed => return Wait::Landed(landing),
+                () = async { if let Some(patience) = &mut patience { patience.await } else { std::future::pending().await } } => {
+                    if seat.flight().progress.files_total.load(Relaxed) == 0 {
+                        return Wait::OutOfPatience;
+                    }
+                    patience = None;
+                }
+                _ = tick.tick() => tell(Event::Progress(seat.flight().moving())),
+            }
+        }
+    }
+
+    /// Takes the lease and says what there is. `None` where the model is being evicted.
+    async fn grant(
+        self: &Arc<Self>,
+        wish: &Wish,
+        resident: &Arc<Resident>,
+        flown: Option<Flown<'_>>,
+        started: Instant,
+        tell: &mut (dyn FnMut(Event) + Send),
+    ) -> Result<Option<Granted>, Failure> {
+        let owner = match &wish.lease {
+            LeaseWish::None => None,
+            LeaseWish::Caller => Some(self.next_connection()),
+            LeaseWish::Owner(owner) => Some(owner.clone()),
+        };
+        if let Some(Owner::Pod(uid)) = &owner
+            && !self.residency.kubelet.join("pods").join(uid).is_dir()
+        {
+            let message = format!(
+                "no pod `{uid}` is below `{}`, so its lease cannot end with it and is kept for a day",
+                self.residency.kubelet.join("pods").display()
+            );
+            tell(Event::Warning { message });
+        }
+        let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
+        let lease = blocking(move || {
+            let residency = &cache.residency;
+            let lease = owner
+                .map(|owner| residency.book().lease(&residency.store, &residency.kubelet, owner, taken.digest))
+                .transpose();
+            if lease.is_ok() {
+                residency.store.view().touch(&taken.record);
+            }
+            Ok(lease)
+        })
+        .await?;
+        let lease = match lease {
+            Ok(lease) => lease,
+            Err(Refused::Leaving) => return Ok(None),
+            Err(Refused::TooMany) => {
+                return Err(Failure::hinted(
+                    Exit::Busy,
+                    format!("no lease on `{}`: {}", wish.source, Refused::TooMany),
+                    "`larder status` shows who holds them",
+                ));
+            }
+            Err(Refused::Store(error)) => return Err(error.into()),
+        };
+        let mut ready = self.ready(wish, resident, started);
+        if let Some(Flown { outcome, flight }) = flown {
+            let named = |map: &std::collections::BTreeMap<&'static str, usize>| {
+                map.iter().map(|(name, count)| ((*name).to_owned(), *count as u64)).collect()
+            };
+            ready.bytes_moved = outcome.bytes_moved;
+            ready.bytes_here = outcome.bytes_total.saturating_sub(outcome.bytes_moved);
+            ready.verified = named(&outcome.verified);
+            ready.equal_by = named(&outcome.equal_by);
+            let moving = flight.moving();
+            ready.retries = moving.retries;
+            ready.throttled = moving.throttled;
+            ready.stalls = moving.stalls;
+            ready.mismatches = moving.mismatches;
+        }
+        self.metrics.served_from_cache(ready.bytes_here);
+        ready.lease.clone_from(&lease);
+        let lease = lease
+            .filter(|_| wish.lease == LeaseWish::Caller)
+            .map(|id| CallersLease { cache: Arc::clone(self), id });
+        Ok(Some(Granted { ready, _lease: lease }))
+    }
+
+    fn ready(&self, wish: &Wish, resident: &Resident, started: Instant) -> Ready {
+        let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let tree = absolute(&resident.tree);
+        Ready {
+            source: wish.source.to_string(),
+            digest: resident.digest.to_string(),
+            root: tree.parent().unwrap_or(&tree).display().to_string(),
+            path: tree.display().to_string(),
+            files: resident.files,
+            bytes_total: resident.bytes,
+            bytes_here: resident.bytes,
+            seconds: started.elapsed().as_secs_f64(),
+            ..Ready::default()
+        }
+    }
+
+    fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {
+        self.board.board(key, &wish.source.to_string(), |flight| {
+            let (cache, wish, key) = (Arc::clone(self), wish.clone(), key.to_owned());
+            tokio::spawn(async move { cache.fly(wish, key, flight).await });
+        })
+    }
+
+    async fn fly(self: Arc<Self>, wish: Wish, key: String, flight: Arc<Flight>) {
+        // In a task of its own, because those who wait must hear of a panic too.
+        let pull = {
+            let (cache, flight, key) = (Arc::clone(&self), Arc::clone(&flight), key.clone());
+            tokio::spawn(async move { cache.pull(&wish, &key, &flight).await })
+        };
+        let abort = pull.abort_handle();
+        let measured = flight.measure(|bytes| self.metrics.origin_bytes(bytes));
+        let result = tokio::select! {
+            result = pull => result.unwrap_or_else(|panic| Err(fetch::Error::Defect(panic.to_string()))),
+            () = measured => { abort.abort(); Err(fetch::Error::Defect("the measuring of a pull ended".into())) }
+        };
+        self.count(&flight, result.is_ok());
+        self.residency.forget_known_of(&key);
+        let landing = match result {
+            Ok(outcome) => {
+                self.answers.note(&key, Answer::Given);
+                Landing { result: Ok(Arc::new(outcome)), unanswered: false }
+            }
+            Err(error) => {
+                let unanswered = is_unanswered(&error);
+                Landing { result: Err(error.into()), unanswered }
+            }
+        };
+        self.board.land(&key, &flight, landing);
+    }
+
+    async fn pull(&self, wish: &Wish, key: &str, flight: &Arc<Flight>) -> Result<Outcome, fetch::Error> {
+        if let Some(record) = self.residency.store.view().source(key)?
+            && self.residency.store.is_unproven(&record)
+        {
+            // Its bytes may be here: hashing them costs less than fetching them again.
+            flight.cancel.guard(self.proven()).await?;
+        }
+        let remote = flight.cancel.guard(self.origins.open(&wish.source)).await??;
+        let pull = Pull {
+            engine: Arc::clone(&self.engine),
+            remote,
+            source: wish.source.clone(),
+            selection: wish.selection.clone(),
+            progress: Arc::clone(&flight.progress),
+            cancel: flight.cancel.clone(),
+        };
+        pull.run().await
+    }
+
+    fn count(&self, flight: &Flight, done: bool) {
+        use crate::telemetry::{Cause, Where};
+        self.metrics.origin_bytes(flight.untold());
+        let moving = flight.moving();
+        let other = moving.retries.saturating_sub(moving.throttled).saturating_sub(moving.stalls);
+        for (cause, count) in [
+            (Cause::Throttled, moving.throttled),
+            (Cause::Stalled, moving.stalls),
+            (Cause::Mismatch, moving.mismatches),
+            (Cause::Other, other),
+        ] {
+            self.metrics.retried(cause, u64::from(count));
+        }
+        (0..moving.mismatches).for_each(|_| self.metrics.verification_failure(Where::Transfer));
+        if done && moving.bytes_moved > 0 {
+            self.metrics.pulled(flight.started.elapsed());
+        }
+    }
+}
+
+/// What a flight brought, for whoever was on it.
+struct Flown<'a> {
+    outcome: &'a Outcome,
+    flight: &'a Flight,
+}
+
+fn warn(tell: &mut (dyn FnMut(Event) + Send), source: &Source, why: &str) {
+    let message = format!("`{source}` is given as it was when its origin last answered, because now it does not: {why}");
+    tracing::warn!("{message}");
+    tell(Event::Warning { message });
+}
+
+fn not_fresh(failure: Failure, is_here: bool) -> Failure {
+    if !is_here {
+        return failure;
+    }
+    let hint = "a complete copy is here: without `fresh` it is given out, with a warning".to_owned();
+    Failure { hint: Some(hint), ..failure }
+}
+
+/// Whether the origin could not be asked, which says nothing about the model. A refusal and "not
+/// found" are answers.
+const fn is_unanswered(error: &fetch::Error) -> bool {
+    use crate::fetch::Error as E;
+    matches!(
+        error,
+        E::GaveUp { .. }
+            | E::Remote(
+                remote::Error::Unavailable { .. }
+                    | remote::Error::Throttled { .. }
+                    | remote::Error::BadAnswer { .. }
+                    | remote::Error::Credentials { .. }
+            )
+    )
+}

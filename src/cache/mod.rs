@@ -1,0 +1,152 @@
+//! What this node keeps, for whom, and for how long: the only owner of what is kept.
+//!
+//! [`Cache::ensure`] is the one way to a model: found here, on its way already, or pulled now.
+//! `residency` decides what stays and what goes, `book` knows who uses and who wants what.
+
+mod book;
+mod change;
+mod ensure;
+mod event;
+pub mod eviction;
+mod flight;
+pub mod listing;
+mod look;
+pub mod named;
+mod origins;
+mod owner;
+mod rate;
+mod repair;
+mod residency;
+mod scrub;
+mod status;
+mod verify;
+mod wanted;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::fetch::{Engine, Room};
+use crate::remote;
+use crate::report::{Exit, Failure};
+use crate::store::{self, Store};
+use crate::telemetry::Metrics;
+
+pub use ensure::{Granted, LeaseWish, Wish};
+pub use book::Book;
+pub use change::HOLDER;
+pub use event::{Event, Moving, MovingFile, Ready};
+pub use owner::{Owner, OwnerError};
+pub use rate::Rate;
+pub use repair::{Damage, Puller, counted, repair};
+pub use residency::{Pressure, Watermarks};
+pub use status::{Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
+pub use verify::{Tell, VerifyEvent, verify};
+pub use wanted::{Progressing, Want, WantedState};
+
+/// How a cache behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How full the file system may be.
+    pub watermarks: Watermarks,
+    /// How long the origin's last answer counts.
+    pub recheck: Duration,
+    /// kubelet's directory; `pods/<uid>` below it says whether a pod is there.
+    pub kubelet: PathBuf,
+    /// How origins are reached.
+    pub origin: remote::Options,
+}
+
+/// The models of a node.
+#[derive(Debug)]
+pub struct Cache {
+    engine: Arc<Engine>,
+    residency: Arc<residency::Residency>,
+    board: Arc<flight::Board>,
+    origins: origins::Origins,
+    answers: ensure::Answers,
+    recheck: Duration,
+    metrics: Arc<Metrics>,
+    wanted: wanted::Wanted,
+    scrubbed: scrub::Scrubbed,
+    connections: AtomicU64,
+    stopping: AtomicBool,
+    /// Whether what another boot left unproven has been hashed.
+    proven: watch::Sender<bool>,
+}
+
+impl Cache {
+    /// Takes charge of a store. Blocking: reads leases and pins.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn open(store: Arc<Store>, settings: Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, store::Error> {
+        let Settings { watermarks, recheck, kubelet, origin } = settings;
+        let residency = residency::Residency::open(Arc::clone(&store), watermarks, kubelet, Arc::clone(&metrics))?;
+        let residency = Arc::new(residency);
+        let room: Arc<dyn Room> = Arc::clone(&residency) as _;
+        Ok(Arc::new(Self {
+            engine: Arc::new(Engine::new(store, room)),
+            residency,
+            board: Arc::default(),
+            origins: origins::Origins::new(origin),
+            answers: ensure::Answers::default(),
+            recheck,
+            metrics,
+            wanted: wanted::Wanted::default(),
+            scrubbed: scrub::Scrubbed::default(),
+            connections: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            proven: watch::Sender::new(false),
+        }))
+    }
+
+    /// What is kept, and the rules for it.
+    #[must_use]
+    pub const fn residency(&self) -> &Arc<residency::Residency> {
+        &self.residency
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        self.engine.store()
+    }
+
+    /// Says that what another boot left unproven has been hashed.
+    pub fn set_proven(&self) {
+        self.proven.send_replace(true);
+    }
+
+    async fn proven(&self) {
+        // The sender lives as long as this cache.
+        let _ = self.proven.subscribe().wait_for(|proven| *proven).await;
+    }
+
+    fn next_connection(&self) -> Owner {
+        Owner::Connection(self.connections.fetch_add(1, Relaxed))
+    }
+
+    /// Whether no pull is on its way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.board.flights().is_empty()
+    }
+
+    /// Ends every pull that is on its way: those who wait are told to ask again, what has arrived
+    /// stays.
+    pub fn interrupt(&self) {
+        self.stopping.store(true, Relaxed);
+        for flight in self.board.flights() {
+            flight.cancel.cancel();
+        }
+    }
+}
+
+/// Runs what waits for the disk off the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))?
+}

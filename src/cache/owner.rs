@@ -1,0 +1,160 @@
+//! Who uses a model, and whether they still exist.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// An owner of a lease that outlives a call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// A pod, by its UID. kubelet keeps a directory of that name for as long as the pod is on the
+    /// node.
+    Pod(String),
+    /// A process of this boot: a pid alone is given to another one some day.
+    Process {
+        /// Its pid, as the daemon sees it.
+        pid: u32,
+        /// Field 22 of proc_pid_stat(5), in clock ticks since boot.
+        started: u64,
+        /// /proc/sys/kernel/random/boot_id.
+        boot: String,
+    },
+    /// A connection to this daemon; never written down.
+    Connection(u64),
+}
+
+/// What can be seen of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It is there.
+    Alive,
+    /// It was there, or must have been, and is not.
+    Gone,
+    /// This daemon cannot see owners of this kind.
+    Unseen,
+}
+
+/// A name that is no owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no owner of a lease: want pod:UID, process:PID or connection")]
+pub struct OwnerError(pub String);
+
+/// A pod's UID is a UUID, or 32 hex digits for a static pod.
+const UID_LEN_MAX: usize = 64;
+
+impl Owner {
+    /// Parses `pod:UID` or `process:PID`. A process is looked up now.
+    ///
+    /// # Errors
+    /// [`OwnerError`], also for a process that does not exist.
+    pub fn parse(text: &str) -> Result<Self, OwnerError> {
+        let wrong = || OwnerError(text.chars().take(2 * UID_LEN_MAX).collect());
+        match text.split_once(':') {
+            Some(("pod", uid))
+                if (1..=UID_LEN_MAX).contains(&uid.len())
+                    && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') =>
+            {
+                Ok(Self::Pod(uid.to_owned()))
+            }
+            Some(("process", pid)) => {
+                let pid: u32 = pid.parse().map_err(|_| wrong())?;
+                let started = started_at(pid).ok_or_else(wrong)?;
+                Ok(Self::Process { pid, started, boot: boot_id() })
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    /// Whether the owner is still there, as far as can be seen.
+    #[must_use]
+    pub fn life(&self, kubelet: &Path) -> Life {
+        match self {
+            Self::Pod(uid) => {
+                let pods = kubelet.join("pods");
+                if pods.join(uid).is_dir() {
+                    Life::Alive
+                } else if pods.is_dir() {
+                    Life::Gone
+                } else {
+                    Life::Unseen
+                }
+            }
+            Self::Process { pid, started, boot } => {
+                let same = *boot == boot_id() && started_at(*pid) == Some(*started);
+                if same { Life::Alive } else { Life::Gone }
+            }
+            Self::Connection(_) => Life::Alive,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(uid) => write!(f, "pod:{uid}"),
+            Self::Process { pid, .. } => write!(f, "process:{pid}"),
+            Self::Connection(number) => write!(f, "connection:{number}"),
+        }
+    }
+}
+
+/// When a process started, in clock ticks since boot; `None` when there is no such process.
+fn started_at(pid: u32) -> Option<u64> {
+    let stat = small_file(&format!("/proc/{pid}/stat"))?;
+    // The second field is the command in parentheses, and may hold anything, also `)`.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn boot_id() -> String {
+    small_file("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+fn small_file(path: &str) -> Option<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    fs::File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_and_no_later_one_of_its_pid() {
+        let own = Owner::parse(&format!("process:{}", std::process::id())).expect("this process");
+        assert_eq!(own.life(Path::new("/nowhere")), Life::Alive);
+        let Owner::Process { pid, started, boot } = own else { panic!("a process") };
+        let other = Owner::Process { pid, started: started + 1, boot: boot.clone() };
+        assert_eq!(other.life(Path::new("/nowhere")), Life::Gone);
+        assert_eq!(Owner::Process { pid, started, boot: "other".into() }.life(Path::new("/nowhere")), Life::Gone);
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let owner = Owner::parse(&format!("process:{}", child.id())).expect("a process");
+        assert_eq!(owner.life(Path::new("/nowhere")), Life::Alive);
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        assert_eq!(owner.life(Path::new("/nowhere")), Life::Gone);
+    }
+
+    #[test]
+    fn a_pod_lives_as_long_as_its_directory() {
+        let kubelet = tempfile::tempdir().expect("a directory");
+        let pod = Owner::parse("pod:5d0c").expect("a pod");
+        assert_eq!(pod.life(kubelet.path()), Life::Unseen);
+        std::fs::create_dir_all(kubelet.path().join("pods/5d0c")).expect("created");
+        assert_eq!(pod.life(kubelet.path()), Life::Alive);
+        std::fs::remove_dir(kubelet.path().join("pods/5d0c")).expect("removed");
+        assert_eq!(pod.life(kubelet.path()), Life::Gone);
+    }
+
+    #[test]
+    fn names_that_are_no_owners() {
+        for name in ["", "pod:", "pod:../x", "pod:a/b", "process:x", "process:0", "process:4294967295", "me", "connection"] {
+            assert!(Owner::parse(name).is_err(), "{name}");
+        }
+    }
+}

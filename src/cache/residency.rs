@@ -1,0 +1,388 @@
+//! What is kept on this node, and what must give way when room is wanted.
+//!
+//! The only place that evicts. Reservations take turns, so that two pulls are never promised the
+//! same bytes.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::book::Book;
+use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
+use crate::domain::Digest;
+use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
+use crate::store::{self, Census, ObjectId, SourceRecord, Space, Store};
+use crate::telemetry::Metrics;
+
+/// Evictions for one reservation: files that readers have open free nothing, and then the next
+/// model has to go.
+const ROUNDS_MAX: u32 = 4;
+
+/// How full the file system may be, in percent of what an unprivileged user can write.
+#[derive(Debug, Clone, Copy)]
+pub struct Watermarks {
+    /// Beyond this, models are evicted, and no pull begins.
+    pub high: u8,
+    /// Eviction goes on down to here.
+    pub low: u8,
+}
+
+impl Watermarks {
+    /// Bytes in use at the high mark.
+    #[must_use]
+    pub fn high(&self, space: &Space) -> u64 {
+        share(space.total, self.high)
+    }
+
+    /// Bytes in use at the low mark.
+    #[must_use]
+    pub fn low(&self, space: &Space) -> u64 {
+        share(space.total, self.low)
+    }
+}
+
+fn share(total: u64, percent: u8) -> u64 {
+    total / 100 * u64::from(percent) + total % 100 * u64::from(percent) / 100
+}
+
+/// A complete model as it was last found.
+#[derive(Debug, Clone)]
+pub struct Resident {
+    /// What the source said.
+    pub record: SourceRecord,
+    /// The model.
+    pub digest: Digest,
+    /// Its directory.
+    pub tree: PathBuf,
+    /// Files.
+    pub files: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// What is kept, and the rules for it.
+#[derive(Debug)]
+pub struct Residency {
+    pub(super) store: Arc<Store>,
+    pub(super) watermarks: Watermarks,
+    pub(super) kubelet: PathBuf,
+    pub(super) ledger: Arc<Ledger>,
+    book: Mutex<Book>,
+    /// Complete models by their source's record id: a warm hit reads no manifest.
+    known: Mutex<HashMap<String, Arc<Resident>>>,
+    /// Record ids of sources that somebody waits for.
+    moving: Mutex<HashMap<String, u32>>,
+    /// One decision about room at a time.
+    turn: Mutex<()>,
+    metrics: Arc<Metrics>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Residency {
+    /// Reads leases and pins of an earlier life.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn open(
+        store: Arc<Store>,
+        watermarks: Watermarks,
+        kubelet: PathBuf,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, store::Error> {
+        let book = Mutex::new(Book::open(&store)?);
+        Ok(Self {
+            store,
+            watermarks,
+            kubelet,
+            ledger: Arc::default(),
+            book,
+            known: Mutex::default(),
+            moving: Mutex::default(),
+            turn: Mutex::default(),
+            metrics,
+        })
+    }
+
+    /// Leases and pins.
+    pub fn book(&self) -> MutexGuard<'_, Book> {
+        lock(&self.book)
+    }
+
+    /// Marks a source as wanted until the value is dropped.
+    pub(super) fn moving(self: &Arc<Self>, record_id: &str) -> Marked {
+        *lock(&self.moving).entry(record_id.to_owned()).or_default() += 1;
+        Marked { residency: Arc::clone(self), record_id: record_id.to_owned() }
+    }
+
+    /// Whether somebody waits for a source.
+    pub(super) fn is_moving(&self, record_id: &str) -> bool {
+        lock(&self.moving).contains_key(record_id)
+    }
+
+    /// The complete model of a source, if it is here. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn resident(&self, record_id: &str) -> Result<Option<Arc<Resident>>, store::Error> {
+        if let Some(known) = lock(&self.known).get(record_id).cloned()
+            && known.tree.is_dir()
+        {
+            return Ok(Some(known));
+        }
+        let view = self.store.view();
+        let Some(record) = view.source(record_id)? else { return Ok(None) };
+        let Some(digest) = record.manifest else { return Ok(None) };
+        let manifest = match view.manifest(&digest) {
+            Err(store::Error::Absent(_) | store::Error::Damaged { .. }) => return Ok(None),
+            other => other?,
+        };
+        if !view.is_complete(&manifest, &digest) {
+            return Ok(None);
+        }
+        let resident = Arc::new(Resident {
+            record,
+            digest,
+            tree: view.tree(&digest),
+            files: manifest.files().len() as u64,
+            bytes: manifest.size(),
+        });
+        lock(&self.known).insert(record_id.to_owned(), Arc::clone(&resident));
+        Ok(Some(resident))
+    }
+
+    /// What was known of a source is looked up anew.
+    pub(super) fn forget_known_of(&self, record_id: &str) {
+        lock(&self.known).remove(record_id);
+    }
+
+    /// What was known of models is looked up anew.
+    pub fn forget_known(&self) {
+        lock(&self.known).clear();
+    }
+
+    /// The store as the choice sees it.
+    fn snapshot(&self, census: &Census, wanted: &HashSet<String>) -> Snapshot {
+        let book = self.book();
+        let moving = lock(&self.moving);
+        let leased: HashSet<Digest> = book.leases().map(|(_, lease)| lease.digest).collect();
+        let mut snapshot = Snapshot { candidates: Vec::new(), blobs: census.blobs.clone() };
+        for entry in &census.entries {
+            let pinned = entry.sources.iter().any(|(id, ..)| book.is_pinned(id))
+                || entry.manifest.is_some_and(|digest| book.is_pinned(&digest.to_string()));
+            let stays = if pinned {
+                Some(Stays::Pinned)
+            } else if entry.manifest.is_some_and(|digest| leased.contains(&digest)) {
+                Some(Stays::Leased)
+            } else if entry.sources.iter().any(|(id, ..)| moving.contains_key(id)) {
+                Some(Stays::Moving)
+            } else {
+                None
+            };
+            let victim = match (entry.manifest, entry.sources.first()) {
+                (Some(digest), _) => Victim::Model(digest),
+                (None, Some((id, ..))) => Victim::Unfinished(id.clone()),
+                (None, None) => continue,
+            };
+            // A model that no source names any more was last used before all others.
+            let last_used = entry.sources.iter().map(|(.., used)| *used).max().unwrap_or(UNIX_EPOCH);
+            snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own_bytes: 0, last_used, stays });
+        }
+        for partial in &census.partials {
+            snapshot.candidates.push(Candidate {
+                victim: Victim::Partial(partial.file_id.clone()),
+                blobs: Vec::new(),
+                own_bytes: partial.bytes,
+                last_used: partial.modified,
+                stays: wanted.contains(&partial.file_id).then_some(Stays::Moving),
+            });
+        }
+        snapshot
+    }
+
+    /// Bytes by what can be done with them, and what the store holds in all. Reads the whole store.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn shares(&self) -> Result<(Shares, Census), store::Error> {
+        let census = self.store.census()?;
+        let wanted = self.ledger.file_ids().into_iter().collect();
+        Ok((self.snapshot(&census, &wanted).shares(), census))
+    }
+
+    /// Evicts what a choice names, as far as it may still go. Blocking.
+    fn evict(&self, census: &Census, choice: &Choice) -> Result<(), store::Error> {
+        let (mut records, mut manifests, mut partials) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let mut book = self.book();
+            for victim in &choice.victims {
+                match victim {
+                    Victim::Model(digest) => {
+                        let entries = census.entries.iter().filter(|entry| entry.manifest == Some(*digest));
+                        let ids: Vec<String> =
+                            entries.flat_map(|entry| &entry.sources).map(|(id, ..)| id.clone()).collect();
+                        let moving = ids.iter().any(|id| lock(&self.moving).contains_key(id));
+                        // Leased, pinned or asked for since the census was taken.
+                        if moving || !book.begin_leaving(*digest, &ids) {
+                            continue;
+                        }
+                        manifests.push(*digest);
+                        records.extend(ids);
+                    }
+                    Victim::Unfinished(id) => {
+                        if !lock(&self.moving).contains_key(id) && !book.is_pinned(id) {
+                            records.push(id.clone());
+                        }
+                    }
+                    Victim::Partial(file_id) => partials.push(file_id),
+                }
+            }
+        }
+        self.forget_known();
+        let before = self.store.space()?.free;
+        for file_id in partials {
+            self.store.drop_partial(file_id)?;
+        }
+        let forgotten = self.store.forget(&records, &manifests);
+        {
+            let mut book = self.book();
+            manifests.iter().for_each(|digest| book.end_leaving(digest));
+        }
+        let (named, freed) = (forgotten?, self.store.space()?.free.saturating_sub(before));
+        for digest in &manifests {
+            tracing::info!(model = %digest.short(), "evicted");
+        }
+        tracing::info!(
+            models = manifests.len(),
+            bytes_named = named,
+            bytes_freed = freed,
+            "made room"
+        );
+        let each = freed / (manifests.len() as u64).max(1);
+        manifests.iter().for_each(|_| self.metrics.evicted(each));
+        Ok(())
+    }
+
+    /// Evicts down to the low mark if the file system is beyond the high one. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn keep_below(&self) -> Result<Pressure, store::Error> {
+        let _turn = lock(&self.turn);
+        for _ in 0..ROUNDS_MAX {
+            let space = self.store.space()?;
+            let used = space.used().saturating_add(self.ledger.bytes());
+            if used <= self.watermarks.high(&space) {
+                return Ok(Pressure::None);
+            }
+            let over = used - self.watermarks.low(&space);
+            let census = self.store.census()?;
+            let wanted = self.ledger.file_ids().into_iter().collect();
+            let choice = self.snapshot(&census, &wanted).choose(0, over).unwrap_or_default();
+            if choice.frees == 0 {
+                return Ok(Pressure::Stuck { over: used - self.watermarks.high(&space) });
+            }
+            self.evict(&census, &choice)?;
+        }
+        Ok(Pressure::None)
+    }
+
+    /// Ends leases whose owner is gone, and notes their models as used until now. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn end_leases(&self) -> Result<usize, store::Error> {
+        let ended = self.book().ended(&self.kubelet, SystemTime::now());
+        for id in &ended {
+            self.release(id)?;
+        }
+        Ok(ended.len())
+    }
+
+    /// Ends a lease; whether there was one. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn release(&self, id: &str) -> Result<bool, store::Error> {
+        let Some(digest) = self.book().release(&self.store, id)? else { return Ok(false) };
+        let known: Vec<Arc<Resident>> = lock(&self.known).values().filter(|r| r.digest == digest).cloned().collect();
+        for resident in known {
+            self.store.view().touch(&resident.record);
+        }
+        Ok(true)
+    }
+}
+
+/// How the file system stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pressure {
+    /// Below the high mark.
+    None,
+    /// Beyond it, and nothing may go.
+    Stuck {
+        /// By so many bytes.
+        over: u64,
+    },
+}
+
+/// A source that somebody waits for.
+#[derive(Debug)]
+pub(super) struct Marked {
+    residency: Arc<Residency>,
+    record_id: String,
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        let mut moving = lock(&self.residency.moving);
+        if let Some(count) = moving.get_mut(&self.record_id) {
+            *count -= 1;
+            if *count == 0 {
+                moving.remove(&self.record_id);
+            }
+        }
+    }
+}
+
+impl Room for Residency {
+    fn reserve(&self, store: &Store, wants: Vec<(ObjectId, u64)>) -> Result<Reservation, fetch::Error> {
+        let _turn = lock(&self.turn);
+        let needed = self.ledger.additional(&wants);
+        let mut wanted: HashSet<String> = wants.iter().map(|(id, _)| id.file_id()).collect();
+        for round in 0..=ROUNDS_MAX {
+            let space = store.space()?;
+            let promised = self.ledger.bytes();
+            let below_mark = self.watermarks.high(&space).saturating_sub(space.used().saturating_add(promised));
+            let free = below_mark.min(store.available()?.saturating_sub(promised));
+            if needed <= free {
+                return Ok(self.ledger.promise(wants));
+            }
+            wanted.extend(self.ledger.file_ids());
+            let census = store.census()?;
+            let snapshot = self.snapshot(&census, &wanted);
+            let least = needed - free;
+            // Once something has to go, enough goes that the next pull need not evict again.
+            let after = space.used().saturating_add(promised).saturating_add(needed);
+            let enough = after.saturating_sub(self.watermarks.low(&space)).max(least);
+            match snapshot.choose(least, enough) {
+                Some(choice) if round < ROUNDS_MAX => self.evict(&census, &choice)?,
+                _ => {
+                    let shares = snapshot.shares();
+                    return Err(fetch::Error::NoRoom(Box::new(Shortage {
+                        path: store.view().directory().to_owned(),
+                        needed,
+                        free,
+                        high_watermark: Some(self.watermarks.high),
+                        evictable: Some(shares.evictable),
+                        pinned: shares.pinned,
+                        leased: shares.leased,
+                    })));
+                }
+            }
+        }
+        Err(fetch::Error::Defect("a decision about room did not end".to_owned()))
+    }
+}

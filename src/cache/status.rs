@@ -1,0 +1,207 @@
+//! What a person or a scrape wants to know of the node, in one look.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Moving;
+use super::wanted::WantedState;
+use super::Cache;
+use crate::report::text::unix;
+use crate::store;
+use crate::telemetry::{Gauges, Totals};
+
+/// The disk, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Of the file system, as far as an unprivileged user may write.
+    pub total: u64,
+    /// Free on it.
+    pub free: u64,
+    /// In use at the high watermark.
+    pub high: u64,
+    /// In use at the low watermark.
+    pub low: u64,
+    /// What the store holds.
+    pub store: u64,
+    /// Of that, because somebody wants it kept.
+    pub pinned: u64,
+    /// Of that, because somebody uses it or waits for it.
+    pub leased: u64,
+    /// Of that, what may go.
+    pub evictable: u64,
+    /// Promised to pulls and not yet written.
+    pub reserved: u64,
+}
+
+/// A lease, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Its id.
+    pub id: String,
+    /// Who has it.
+    pub owner: String,
+    /// On which model.
+    pub digest: String,
+    /// A source that names it.
+    pub source: Option<String>,
+    /// Seconds since 1970.
+    pub since: u64,
+}
+
+/// What the background scrub did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Bytes hashed since the daemon started.
+    pub bytes: u64,
+    /// Damaged blobs found.
+    pub damaged: u64,
+    /// Of those, repaired.
+    pub repaired: u64,
+    /// Seconds since 1970 when it last came to the end of the store.
+    pub last_finished: Option<u64>,
+}
+
+/// What the cache knows of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The disk.
+    pub disk: Disk,
+    /// Complete models.
+    pub models: u64,
+    /// Pinned sources and models.
+    pub pins: u64,
+    /// What moves now.
+    pub moving: Vec<Moving>,
+    /// Who uses what.
+    pub leases: Vec<LeaseStatus>,
+    /// The list of what to have.
+    pub prefetch: Vec<WantedState>,
+    /// Since the daemon started.
+    pub totals: TotalsStatus,
+    /// Since the daemon started.
+    pub scrub: ScrubStatus,
+}
+
+/// Counts since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of the metrics, which say what they are")]
+pub struct TotalsStatus {
+    pub bytes_from_origin: u64,
+    pub bytes_from_cache: u64,
+    pub hits: u64,
+    pub joins: u64,
+    pub pulls: u64,
+    pub stale: u64,
+    pub errors: u64,
+    pub evictions: u64,
+    pub bytes_evicted: u64,
+    pub verification_failures: u64,
+}
+
+impl From<Totals> for TotalsStatus {
+    fn from(totals: Totals) -> Self {
+        let Totals {
+            bytes_from_origin,
+            bytes_from_cache,
+            hits,
+            joins,
+            pulls,
+            stale,
+            errors,
+            evictions,
+            bytes_evicted,
+            verification_failures,
+        } = totals;
+        Self {
+            bytes_from_origin,
+            bytes_from_cache,
+            hits,
+            joins,
+            pulls,
+            stale,
+            errors,
+            evictions,
+            bytes_evicted,
+            verification_failures,
+        }
+    }
+}
+
+impl Cache {
+    /// Everything at once. Blocking: reads the whole store.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn status(self: &Arc<Self>) -> Result<Status, store::Error> {
+        let (shares, census) = self.residency.shares()?;
+        let space = self.store().space()?;
+        let marks = self.residency.watermarks;
+        let disk = Disk {
+            total: space.total,
+            free: space.free,
+            high: marks.high(&space),
+            low: marks.low(&space),
+            store: census.bytes(),
+            pinned: shares.pinned,
+            leased: shares.leased,
+            evictable: shares.evictable,
+            reserved: self.residency.ledger.bytes(),
+        };
+        let source_of = |digest: &crate::domain::Digest| {
+            let entry = census.entries.iter().find(|entry| entry.manifest == Some(*digest));
+            entry.and_then(|entry| entry.sources.first()).map(|(_, source, _)| source.clone())
+        };
+        let (mut leases, pins): (Vec<LeaseStatus>, u64) = {
+            let book = self.residency.book();
+            let shown = book.leases().map(|(id, lease)| LeaseStatus {
+                id: id.clone(),
+                owner: lease.owner.to_string(),
+                digest: lease.digest.to_string(),
+                source: source_of(&lease.digest),
+                since: lease.since,
+            });
+            (shown.collect(), book.pin_count() as u64)
+        };
+        leases.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
+        Ok(Status {
+            disk,
+            models: census.entries.iter().filter(|entry| entry.manifest.is_some()).count() as u64,
+            pins,
+            moving: self.board.flights().iter().map(|flight| flight.moving()).collect(),
+            leases,
+            prefetch: self.wanted_states(),
+            totals: self.metrics.totals().into(),
+            scrub: self.scrub_status(),
+        })
+    }
+
+    /// The metrics as a scrape reads them. Blocking: reads the whole store.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn scrape(self: &Arc<Self>) -> Result<String, store::Error> {
+        let status = self.status()?;
+        let flights = self.board.flights();
+        Ok(self.metrics.render(&Gauges {
+            pulls_in_flight: flights.len() as u64,
+            callers_waiting: flights.iter().map(|flight| u64::from(flight.waiters())).sum(),
+            disk_bytes: status.disk.total,
+            disk_free_bytes: status.disk.free,
+            store_bytes: status.disk.store,
+            pinned_bytes: status.disk.pinned,
+            leased_bytes: status.disk.leased,
+            reserved_bytes: status.disk.reserved,
+            evictable_bytes: status.disk.evictable,
+            high_watermark_bytes: status.disk.high,
+            leases: status.leases.len() as u64,
+            pins: status.pins,
+            models: status.models,
+        }))
+    }
+}
+
+/// Seconds since 1970, now.
+pub(super) fn now() -> u64 {
+    unix(std::time::SystemTime::now())
+}

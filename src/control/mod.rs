@@ -1,0 +1,22 @@
+//! The daemon as others talk to it: HTTP/1.1 with JSON over unix sockets, and a scrape over TCP.
+//!
+//! Knows no settings and starts nothing: [`serve`] answers on a listener until it is told to stop,
+//! out of an [`Api`]. Two sockets differ in [`Rights`] alone: pods ask at one, administrators
+//! change things at the other. `openapi.json` beside this file is the contract; a test holds the
+//! running server to it.
+
+mod answer;
+mod api;
+mod bind;
+mod connection;
+mod request;
+mod routes;
+mod scrape;
+mod verify;
+
+pub use api::{Api, Phase, Rights};
+pub use bind::bind;
+pub use connection::{serve, serve_scrapes};
+
+/// The contract, as `GET /v1/openapi.json` gives it.
+pub const OPENAPI: &str = include_str!("openapi.json");

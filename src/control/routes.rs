@@ -1,0 +1,200 @@
+//! Which call is which, and what each answers.
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::answer::{self, Body, Lines};
+use super::api::{Api, Phase, Rights};
+use super::request::{self, EnsureBody, ModelBody, ReleaseBody, RemoveBody, Unread, VerifyBody};
+use super::{OPENAPI, verify};
+use crate::cache::{Event, LeaseWish, Wish};
+use crate::report::{Exit, Failure};
+use crate::telemetry;
+
+/// Every call: method, path, and what it takes to make it.
+const CALLS: &[(Method, &str, Rights)] = &[
+    (Method::POST, "/v1/ensure", Rights::Use),
+    (Method::GET, "/v1/models", Rights::Use),
+    (Method::GET, "/v1/model", Rights::Use),
+    (Method::GET, "/v1/status", Rights::Use),
+    (Method::GET, "/v1/openapi.json", Rights::Use),
+    (Method::POST, "/v1/pin", Rights::Admin),
+    (Method::POST, "/v1/unpin", Rights::Admin),
+    (Method::POST, "/v1/remove", Rights::Admin),
+    (Method::POST, "/v1/verify", Rights::Admin),
+    (Method::POST, "/v1/release", Rights::Admin),
+];
+
+/// Answers one request, and counts it.
+pub async fn answer(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) -> Response<Body> {
+    let response = dispatch(api, rights, request).await;
+    let socket = match rights {
+        Rights::Use => telemetry::Socket::Use,
+        Rights::Admin => telemetry::Socket::Admin,
+    };
+    api.metrics.control_request(socket, response.status().as_u16());
+    response
+}
+
+async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) -> Response<Body> {
+    if let Err(refused) = check(rights, request.method(), request.uri().path()) {
+        return *refused;
+    }
+    if *request.method() == Method::POST && api.phase() == Phase::Stopping {
+        let failure = Failure::hinted(Exit::Interrupted, "larder's daemon is stopping", "ask again in a moment");
+        return answer::refusal(StatusCode::SERVICE_UNAVAILABLE, &failure);
+    }
+    let path = request.uri().path().to_owned();
+    let answered = match path.as_str() {
+        "/v1/ensure" => ensure(api, request).await,
+        "/v1/models" => models(api).await,
+        "/v1/model" => model(api, request.uri().query().unwrap_or_default()).await,
+        "/v1/status" => status(api).await,
+        "/v1/pin" => set_pinned(api, request, true).await,
+        "/v1/unpin" => set_pinned(api, request, false).await,
+        "/v1/remove" => remove(api, request).await,
+        "/v1/verify" => read(request).await.map(|body: VerifyBody| verify::answer(api, body)),
+        "/v1/release" => release(api, request).await,
+        _ => Ok(answer::text(StatusCode::OK, "application/json", OPENAPI)),
+    };
+    answered.unwrap_or_else(|refused| *refused)
+}
+
+/// Whether there is such a call, and whether it may be made here.
+fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Box<Response<Body>>> {
+    let of_path: Vec<_> = CALLS.iter().filter(|(_, known, _)| *known == path).collect();
+    let refuse = |status, failure| Err(Box::new(answer::refusal(status, &failure)));
+    if of_path.is_empty() {
+        let failure = Failure::hinted(Exit::Usage, format!("no call is named `{path}`"), "/v1/openapi.json lists them");
+        return refuse(StatusCode::NOT_FOUND, failure);
+    }
+    let Some((.., needed)) = of_path.iter().find(|(known, ..)| known == method) else {
+        let methods: Vec<&str> = of_path.iter().map(|(method, ..)| method.as_str()).collect();
+        let failure = Failure::new(Exit::Usage, format!("`{path}` takes {}", methods.join(" or ")));
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, failure);
+    };
+    if *needed == Rights::Admin && rights == Rights::Use {
+        let failure = Failure::hinted(
+            Exit::Denied,
+            format!("`{path}` changes what others use, and is not taken at this socket"),
+            "ask at the socket that the setting `admin_socket` names",
+        );
+        return refuse(StatusCode::FORBIDDEN, failure);
+    }
+    Ok(())
+}
+
+type Answered = Result<Response<Body>, Box<Response<Body>>>;
+
+fn refused(failure: &Failure) -> Box<Response<Body>> {
+    Box::new(answer::refusal(answer::status_of(failure.exit), failure))
+}
+
+async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Response<Body>>> {
+    match request::read(request.into_body()).await {
+        Ok(body) => Ok(body),
+        Err(Unread::TooLong) => {
+            let failure = Failure::new(Exit::Usage, "the request is longer than any call needs");
+            Err(Box::new(answer::refusal(StatusCode::PAYLOAD_TOO_LARGE, &failure)))
+        }
+        Err(Unread::Wrong(failure)) => Err(refused(&failure)),
+    }
+}
+
+async fn ensure(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
+    let body: EnsureBody = read(request).await?;
+    let wish = body.wish(api).map_err(|failure| refused(&failure))?;
+    let (lines, response) = answer::lines();
+    let api = Arc::clone(api);
+    tokio::spawn(async move {
+        tokio::select! {
+            // Whoever goes away leaves the flight, and gives back its lease.
+            () = lines.reader_gone() => {}
+            () = give(&api, &wish, body.sync, &lines) => {}
+        }
+    });
+    Ok(response)
+}
+
+async fn give(api: &Arc<Api>, wish: &Wish, sync: bool, lines: &Lines) {
+    let granted = async {
+        let granted = api.cache.ensure(wish, &mut |event| lines.offer(&event)).await?;
+        if sync {
+            api.cache.settle(true).await?;
+        }
+        Ok::<_, Failure>(granted)
+    };
+    match granted.await {
+        Ok(granted) => {
+            lines.send(&Event::Ready(granted.ready.clone())).await;
+            if wish.lease == LeaseWish::Caller {
+                let mut phase = api.phase.clone();
+                tokio::select! {
+                    () = lines.reader_gone() => {}
+                    // The one who waits asks the next daemon.
+                    _ = phase.wait_for(|phase| *phase == Phase::Stopping) => {}
+                }
+            }
+        }
+        Err(failure) => {
+            let Failure { message, hint, exit } = failure;
+            lines.send(&Event::Error { message, hint, exit_code: exit as u8 }).await;
+        }
+    }
+}
+
+async fn models(api: &Arc<Api>) -> Answered {
+    let listed = api.cache.list().await.map_err(|failure| refused(&failure))?;
+    Ok(answer::json(StatusCode::OK, &json!({ "models": listed })))
+}
+
+async fn model(api: &Arc<Api>, query: &str) -> Answered {
+    let named = query.split('&').find_map(|pair| pair.strip_prefix("name="));
+    let decoded = named.and_then(|name| percent_encoding::percent_decode_str(name).decode_utf8().ok());
+    let Some(name) = decoded.filter(|name| !name.is_empty()) else {
+        return Err(refused(&Failure::new(Exit::Usage, "want /v1/model?name=SOURCE, or 6 or more digits of a digest")));
+    };
+    let shown = api.cache.show(name.into_owned()).await.map_err(|failure| refused(&failure))?;
+    Ok(answer::json(StatusCode::OK, &shown))
+}
+
+async fn status(api: &Arc<Api>) -> Answered {
+    let cache = Arc::clone(&api.cache);
+    let status = tokio::task::spawn_blocking(move || cache.status()).await;
+    let status = match status {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => return Err(refused(&error.into())),
+        Err(panic) => return Err(refused(&Failure::new(Exit::Defect, panic.to_string()))),
+    };
+    let mut value = serde_json::to_value(&status).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        object.insert("pid".into(), std::process::id().into());
+        object.insert("state".into(), api.phase().as_str().into());
+        object.insert("started".into(), api.started.into());
+        object.insert("store".into(), api.cache.store().view().directory().display().to_string().into());
+        object.insert("socket".into(), api.socket.display().to_string().into());
+    }
+    Ok(answer::json(StatusCode::OK, &value))
+}
+
+async fn set_pinned(api: &Arc<Api>, request: Request<Incoming>, pinned: bool) -> Answered {
+    let ModelBody { model } = read(request).await?;
+    let models = api.cache.set_pinned(model, pinned).await.map_err(|failure| refused(&failure))?;
+    Ok(answer::json(StatusCode::OK, &json!({"models": models, "pinned": pinned})))
+}
+
+async fn remove(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
+    let RemoveBody { models } = read(request).await?;
+    let freed = api.cache.remove(models.clone()).await.map_err(|failure| refused(&failure))?;
+    Ok(answer::json(StatusCode::OK, &json!({"removed": models, "bytes_freed": freed})))
+}
+
+async fn release(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
+    let ReleaseBody { lease } = read(request).await?;
+    let released = api.cache.release(lease).await.map_err(|failure| refused(&failure))?;
+    Ok(answer::json(StatusCode::OK, &json!({ "released": released })))
+}

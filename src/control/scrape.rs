@@ -1,0 +1,47 @@
+//! What is served over TCP: metrics and health, nothing that changes anything or names a model.
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::answer::{self, Body};
+use super::api::{Api, Phase};
+use crate::telemetry::CONTENT_TYPE;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// Answers a scrape or a probe.
+pub async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return answer::text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET\n");
+    }
+    match request.uri().path() {
+        "/metrics" => metrics(api).await,
+        "/healthz" => health(api).await,
+        "/readyz" => match api.phase() {
+            Phase::Recovering | Phase::Serving => answer::text(StatusCode::OK, PLAIN, "ready\n"),
+            Phase::Stopping => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, "stopping\n"),
+        },
+        _ => answer::text(StatusCode::NOT_FOUND, PLAIN, "/metrics, /healthz and /readyz are here\n"),
+    }
+}
+
+async fn metrics(api: &Arc<Api>) -> Response<Body> {
+    let cache = Arc::clone(&api.cache);
+    match tokio::task::spawn_blocking(move || cache.scrape()).await {
+        Ok(Ok(text)) => answer::text(StatusCode::OK, CONTENT_TYPE, text),
+        Ok(Err(error)) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+        Err(panic) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{panic}\n")),
+    }
+}
+
+/// Healthy while the disk answers: a daemon that hangs on a dead disk helps nobody.
+async fn health(api: &Arc<Api>) -> Response<Body> {
+    let cache = Arc::clone(&api.cache);
+    match tokio::task::spawn_blocking(move || cache.store().space()).await {
+        Ok(Ok(_)) => answer::text(StatusCode::OK, PLAIN, "healthy\n"),
+        Ok(Err(error)) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{error}\n")),
+        Err(panic) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{panic}\n")),
+    }
+}

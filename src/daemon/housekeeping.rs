@@ -1,0 +1,62 @@
+//! What has to be looked at again and again: the disk, the leases, and what is not synced yet.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cache::{Cache, Pressure};
+
+const INTERVAL: Duration = Duration::from_secs(2);
+/// How often a disk that stays too full is complained of.
+const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
+/// Nothing has moved for this long: now a sync stalls nobody, as it would a pull on ext4.
+const QUIET_BEFORE_SYNC: Duration = Duration::from_mins(1);
+/// Blobs of a node that never rests are synced after this long nevertheless.
+const SYNC_AT_LAST: Duration = Duration::from_mins(15);
+
+/// Looks after things for as long as it is polled.
+pub async fn run(cache: Arc<Cache>) {
+    let mut complained: Option<Instant> = None;
+    let mut synced = Instant::now();
+    // What an earlier life left is not synced either.
+    let (mut quiet_since, mut unsynced) = (Instant::now(), true);
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        if !cache.is_idle() {
+            (quiet_since, unsynced) = (Instant::now(), true);
+        }
+        let looked = Arc::clone(&cache);
+        let looked = tokio::task::spawn_blocking(move || {
+            let residency = looked.residency();
+            let ended = residency.end_leases()?;
+            if ended > 0 {
+                tracing::info!(leases = ended, "ended: their owners are gone");
+            }
+            residency.keep_below()
+        });
+        match looked.await {
+            Ok(Ok(Pressure::None)) => complained = None,
+            Ok(Ok(Pressure::Stuck { over })) => {
+                if complained.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
+                    complained = Some(Instant::now());
+                    tracing::warn!(bytes = over, "the file system is beyond the high watermark, and nothing may be evicted");
+                }
+            }
+            Ok(Err(error)) => {
+                if complained.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
+                    complained = Some(Instant::now());
+                    tracing::error!(%error, "the store cannot be looked after");
+                }
+            }
+            Err(panic) => tracing::error!(%panic, "looking after the store failed"),
+        }
+        let quiet = quiet_since.elapsed() > QUIET_BEFORE_SYNC;
+        if unsynced && (quiet || synced.elapsed() > SYNC_AT_LAST) {
+            // While pulls run, only what the kernel has written by itself.
+            match cache.settle(quiet).await {
+                Ok(_) => unsynced = !quiet,
+                Err(failure) => tracing::warn!(error = %failure.message, "syncing the store failed: it is tried again"),
+            }
+            synced = Instant::now();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The daemon: builds everything, serves until it is told to stop, and goes in time.
+
+mod housekeeping;
+mod limits;
+mod log;
+mod stop;
+mod wants;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::cache::{Cache, Settings, Watermarks};
+use crate::config::{Config, Loaded};
+use crate::control::{self, Api, Phase, Rights};
+use crate::remote;
+use crate::report::{Exit, Failure, text};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+use stop::Stop;
+
+/// Threads that wait for the disk: those of pulls, and enough beside them that a question is
+/// answered while all of those wait.
+const BLOCKING_THREADS_MAX: usize = 64;
+/// Threads that wait for the network: hashing and writing happen elsewhere.
+const ASYNC_THREADS_MAX: usize = 4;
+/// Of the time to stop, what is left for ending the process itself.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
+/// How often it is asked whether everything has ended.
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps it from starting: a store in use, sockets that cannot be made.
+pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let config = &loaded.config;
+    log::start(&config.log, config.log_format);
+    limits::settle();
+    let stop = Stop::listen(config.stop_within)?;
+    let store = Arc::new(Store::open_unproven(&config.store, Some(&config.admin_socket))?);
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+    let cache = Cache::open(store, settings(config), Arc::clone(&metrics))?;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, ASYNC_THREADS_MAX))
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Defect, format!("cannot start the runtime: {error}")))?;
+    #[expect(clippy::disallowed_methods, reason = "the daemon's one entry into the runtime")]
+    let served = runtime.block_on(serve(loaded, &cache, metrics, stop, started));
+    // Whatever still waits for the disk is work that may be cut off anywhere.
+    runtime.shutdown_background();
+    served
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        watermarks: Watermarks { high: config.high_watermark, low: config.low_watermark },
+        recheck: config.recheck,
+        kubelet: config.kubelet_dir.clone(),
+        origin: remote::Options {
+            anonymous: config.anonymous,
+            requester_pays: config.requester_pays,
+            region: config.region.clone(),
+            endpoint: config.endpoint_url.clone(),
+        },
+    }
+}
+
+async fn serve(
+    loaded: &Loaded,
+    cache: &Arc<Cache>,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+    started: Instant,
+) -> Result<Exit, Failure> {
+    let config = &loaded.config;
+    let admin = control::bind(&config.admin_socket, 0o600, 0o700)?;
+    let pods = control::bind(&config.socket, 0o666, 0o755)?;
+    let scrapes = match config.listen {
+        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
+            let hint = "name another address in the setting `listen`, or \"\" for none";
+            Failure::hinted(Exit::Usage, format!("cannot listen at {address}: {error}"), hint)
+        })?),
+        None => None,
+    };
+    let (phase, phases) = watch::channel(Phase::Recovering);
+    let allowed = config.clone();
+    let api = Arc::new(Api {
+        cache: Arc::clone(cache),
+        metrics,
+        allows: Box::new(move |source| allowed.allows(source)),
+        phase: phases,
+        started: text::unix(SystemTime::now()),
+        socket: config.socket.clone(),
+    });
+    let (closing, closed) = watch::channel(false);
+    tokio::spawn(control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone()));
+    tokio::spawn(control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone()));
+    if let Some(scrapes) = scrapes {
+        tokio::spawn(control::serve_scrapes(scrapes, api, closed));
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        store = %config.store.display(),
+        socket = %config.socket.display(),
+        milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "serving"
+    );
+    tell_recovered(cache.store().recovered());
+    let phase = Arc::new(phase);
+    let stop_scrub = Arc::new(AtomicBool::new(false));
+    tokio::spawn(prove(Arc::clone(cache), Arc::clone(&phase)));
+    tokio::spawn(housekeeping::run(Arc::clone(cache)));
+    tokio::spawn(Arc::clone(cache).scrub(config.scrub_rate, Arc::clone(&stop_scrub)));
+    tokio::spawn(wants::follow(Arc::clone(cache), loaded.clone()));
+
+    let deadline = stop.asked().await;
+    tracing::info!("stopping: what is on its way stays resumable");
+    phase.send_replace(Phase::Stopping);
+    closing.send_replace(true);
+    stop_scrub.store(true, Ordering::Relaxed);
+    cache.interrupt();
+    while !cache.is_idle() && Instant::now() + STOP_MARGIN < deadline {
+        tokio::time::sleep(STOP_INTERVAL).await;
+    }
+    // The last lines to those who wait are on their way through the sockets.
+    tokio::time::sleep(STOP_INTERVAL).await;
+    for socket in [&config.socket, &config.admin_socket] {
+        let _ = std::fs::remove_file(socket);
+    }
+    tracing::info!("stopped");
+    Ok(Exit::Done)
+}
+
+/// Hashes what another boot left unproven, while everything else is served.
+async fn prove(cache: Arc<Cache>, phase: Arc<watch::Sender<Phase>>) {
+    let proving = Arc::clone(&cache);
+    match tokio::task::spawn_blocking(move || proving.store().prove()).await {
+        Ok(Ok(recovered)) => tell_recovered(&recovered),
+        Ok(Err(error)) => tracing::error!(%error, "what the last boot left cannot be proven: it is fetched again when asked for"),
+        Err(panic) => tracing::error!(%panic, "proving what the last boot left failed"),
+    }
+    cache.set_proven();
+    phase.send_if_modified(|phase| {
+        let recovering = *phase == Phase::Recovering;
+        if recovering {
+            *phase = Phase::Serving;
+        }
+        recovering
+    });
+}
+
+fn tell_recovered(recovered: &crate::store::Recovered) {
+    if recovered.lost_something() {
+        tracing::warn!(
+            blobs = recovered.dropped.len(),
+            documents = recovered.unreadable.len(),
+            catalog_lines = recovered.catalog_lines_dropped,
+            "the last boot or crash cost some of the store: it is fetched again when asked for"
+        );
+    }
+    if !recovered.proven.is_empty() {
+        tracing::info!(blobs = recovered.proven.len(), "what was not synced before the last boot ended is right");
+    }
+}

@@ -1,0 +1,62 @@
+//! What all pulls of one process share: the store, and the limits that belong to the machine.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::concurrency::LIMIT_MAX;
+use super::flights::Flights;
+use super::room::{FreeSpace, Room};
+use crate::store::{Store, WriteBack, dirty_budget};
+
+/// Bytes between the network and the disk, over all connections.
+pub const BYTES_IN_FLIGHT_MAX: usize = 32 << 20;
+/// What one permit of [`Engine::memory`] stands for.
+pub const PERMIT_LEN: usize = 64 << 10;
+
+/// More pulls at once would only share the same network, and hold more reservations half-filled.
+const PULLS_MAX: usize = 8;
+
+/// One for each process.
+#[derive(Debug)]
+pub struct Engine {
+    store: Arc<Store>,
+    pub(super) room: Arc<dyn Room>,
+    pub(super) flights: Arc<Flights>,
+    pub(super) write_back: Arc<WriteBack>,
+    /// Taken after a connection, never before: the other way round, files that wait for a
+    /// connection could hold all the memory that the connections wait for.
+    pub(super) memory: Arc<Semaphore>,
+    /// Pulls that move bytes at once; the others wait with their listing.
+    pub(super) pulls: Arc<Semaphore>,
+    /// A pull finds its own number of connections; all together have no more than these.
+    pub(super) connections: Arc<Semaphore>,
+}
+
+impl Engine {
+    /// An engine that pulls into `store`, where `room` decides whether it may.
+    #[must_use]
+    pub fn new(store: Arc<Store>, room: Arc<dyn Room>) -> Self {
+        Self {
+            store,
+            room,
+            flights: Arc::default(),
+            write_back: Arc::new(WriteBack::new(dirty_budget())),
+            memory: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX / PERMIT_LEN)),
+            pulls: Arc::new(Semaphore::new(PULLS_MAX)),
+            connections: Arc::new(Semaphore::new(LIMIT_MAX as usize)),
+        }
+    }
+
+    /// An engine that may fill the disk and evicts nothing.
+    #[must_use]
+    pub fn of_store(store: Arc<Store>) -> Self {
+        Self::new(store, Arc::new(FreeSpace::default()))
+    }
+
+    /// The store.
+    #[must_use]
+    pub const fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+}

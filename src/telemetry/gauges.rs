@@ -1,0 +1,65 @@
+//! What is true at the moment of a scrape.
+
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::table::{self, Metric};
+
+/// The values of all gauges, read in one go right before a scrape: kept up to date at every change
+/// they would drift from what they describe.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Pulls that run.
+    pub pulls_in_flight: u64,
+    /// Callers that wait for one of them.
+    pub callers_waiting: u64,
+    /// Size of the store's file system, in bytes.
+    pub disk_bytes: u64,
+    /// Bytes free there.
+    pub disk_free_bytes: u64,
+    /// Bytes that the store takes.
+    pub store_bytes: u64,
+    /// Bytes of pinned models.
+    pub pinned_bytes: u64,
+    /// Bytes of models in use.
+    pub leased_bytes: u64,
+    /// Bytes that pulls in flight have yet to write.
+    pub reserved_bytes: u64,
+    /// Bytes that eviction could free.
+    pub evictable_bytes: u64,
+    /// Bytes in use on the file system above which models are evicted.
+    pub high_watermark_bytes: u64,
+    /// Leases that are held.
+    pub leases: u64,
+    /// Pinned models.
+    pub pins: u64,
+    /// Complete models.
+    pub models: u64,
+}
+
+impl Gauges {
+    /// A registry of these values alone; one for each scrape, so that two at once do not mix.
+    pub(super) fn registry(&self) -> Registry {
+        let rows: [(Metric, u64); 13] = [
+            (table::PULLS_IN_FLIGHT, self.pulls_in_flight),
+            (table::CALLERS_WAITING, self.callers_waiting),
+            (table::DISK_BYTES, self.disk_bytes),
+            (table::DISK_FREE_BYTES, self.disk_free_bytes),
+            (table::STORE_BYTES, self.store_bytes),
+            (table::PINNED_BYTES, self.pinned_bytes),
+            (table::LEASED_BYTES, self.leased_bytes),
+            (table::RESERVED_BYTES, self.reserved_bytes),
+            (table::EVICTABLE_BYTES, self.evictable_bytes),
+            (table::HIGH_WATERMARK_BYTES, self.high_watermark_bytes),
+            (table::LEASES, self.leases),
+            (table::PINS, self.pins),
+            (table::MODELS, self.models),
+        ];
+        let mut registry = Registry::default();
+        for (metric, value) in rows {
+            // The encoder fails beyond i64.
+            metric.register(&mut registry, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+        }
+        registry
+    }
+}
