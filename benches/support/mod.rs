@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub mod daemon;
 pub mod measure;
 pub mod minimal;
 

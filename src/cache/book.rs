@@ -47,9 +47,6 @@ pub enum Refused {
     /// There are absurdly many.
     #[error("there are {LEASE_COUNT_MAX} leases already")]
     TooMany,
-    /// It could not be written down.
-    #[error(transparent)]
-    Store(#[from] store::Error),
 }
 
 /// Leases and pins of a store. Calls block: they write small files.
@@ -90,8 +87,12 @@ impl Book {
         if self.leases.len() >= LEASE_COUNT_MAX {
             return Err(Refused::TooMany);
         }
-        if !matches!(lease.owner, Owner::Connection(_)) {
-            store.note(Shelf::Leases, &id, &lease)?;
+        if !matches!(lease.owner, Owner::Connection(_))
+            && let Err(error) = store.note(Shelf::Leases, &id, &lease)
+        {
+            // A full disk is no reason to keep a model from a pod when the model is here. The
+            // lease holds for as long as this process lives.
+            tracing::warn!(owner = %lease.owner, %error, "a lease could not be written down");
         }
         self.leases.insert(id.clone(), lease);
         Ok(id)

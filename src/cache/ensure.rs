@@ -291,7 +291,6 @@ impl Cache {
                     "`larder status` shows who holds them",
                 ));
             }
-            Err(Refused::Store(error)) => return Err(error.into()),
         };
         let mut ready = self.ready(wish, resident, started);
         if let Some(Flown { outcome, flight }) = flown {

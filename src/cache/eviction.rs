@@ -17,6 +17,8 @@ pub enum Victim {
     Unfinished(String),
     /// A file left half-way, by its file name.
     Partial(String),
+    /// Blobs that nothing names any more.
+    Strays,
 }
 
 /// Why something stays.

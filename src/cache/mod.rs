@@ -12,6 +12,7 @@ mod flight;
 pub mod listing;
 mod look;
 pub mod named;
+mod mend;
 mod origins;
 mod owner;
 mod rate;

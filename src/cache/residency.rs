@@ -191,6 +191,15 @@ impl Residency {
             let last_used = entry.sources.iter().map(|(.., used)| *used).max().unwrap_or(UNIX_EPOCH);
             snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own_bytes: 0, last_used, stays });
         }
+        if census.strays > 0 {
+            snapshot.candidates.push(Candidate {
+                victim: Victim::Strays,
+                blobs: Vec::new(),
+                own_bytes: census.strays,
+                last_used: UNIX_EPOCH,
+                stays: None,
+            });
+        }
         for partial in &census.partials {
             snapshot.candidates.push(Candidate {
                 victim: Victim::Partial(partial.file_id.clone()),
@@ -238,6 +247,8 @@ impl Residency {
                         }
                     }
                     Victim::Partial(file_id) => partials.push(file_id),
+                    // Whatever is forgotten, these go along.
+                    Victim::Strays => {}
                 }
             }
         }

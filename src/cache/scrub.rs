@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::ensure::{LeaseWish, Wish};
+use super::repair::Damage;
 use super::status::{ScrubStatus, now};
+use super::verify::VerifyEvent;
 use super::{Cache, blocking};
-use crate::domain::{Digest, Source};
-use crate::fetch::Selection;
+use crate::domain::Digest;
 use crate::report::Failure;
 use crate::store::Shelf;
 use crate::telemetry::Where;
@@ -132,39 +132,18 @@ impl Cache {
             self.scrubbed.damaged.fetch_add(1, Relaxed);
             self.metrics.verification_failure(Where::Scrub);
             tracing::error!(%digest, chunks = bad.len(), "a blob is damaged on disk: it is fetched again");
-            if self.mend(digest).await? {
+            let damage = Damage { blobs: [digest].into(), ..Damage::default() };
+            self.mend(&damage, &mut |event| {
+                if let VerifyEvent::Error { message, .. } = event {
+                    tracing::error!(error = %message, "a damaged model could not be repaired: its next user fetches it again");
+                }
+            })
+            .await?;
+            if self.store().view().has_blob(&digest) {
                 self.scrubbed.repaired.fetch_add(1, Relaxed);
-                self.metrics.repaired();
                 tracing::info!(%digest, "the damaged blob was repaired");
             }
         }
         Ok(true)
-    }
-
-    /// Takes a damaged blob out and brings every source that names it; whether it is here again.
-    async fn mend(self: &Arc<Self>, digest: Digest) -> Result<bool, Failure> {
-        let cache = Arc::clone(self);
-        let records = blocking(move || {
-            let store = cache.store();
-            let kept = store.view().kept()?;
-            store.withdraw(&digest)?;
-            cache.residency.forget_known();
-            Ok(kept.into_iter().filter_map(|kept| kept.record).collect::<Vec<_>>())
-        })
-        .await?;
-        for record in records.iter().filter(|r| r.files.iter().any(|file| file.digest == Some(digest))) {
-            let source = Source::parse(&record.source)?;
-            let selection = Selection::new(&record.include, &record.exclude)?;
-            let wish = Wish::new(source, selection, true, LeaseWish::None);
-            if let Err(failure) = self.ensure(&wish, &mut |_| {}).await {
-                tracing::error!(source = %record.source, error = %failure.message, "a damaged model could not be repaired: its next user fetches it again");
-            }
-        }
-        let cache = Arc::clone(self);
-        blocking(move || {
-            cache.store().rebuild_trees()?;
-            Ok(cache.store().view().has_blob(&digest))
-        })
-        .await
     }
 }

@@ -83,6 +83,20 @@ pub enum Command {
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
     },
+    /// Keep models: while larder's daemon evicts others, it leaves these
+    Pin {
+        /// Sources as given to prefetch, or 6 or more first digits of models' digests
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+    },
+    /// Let models be evicted again, whoever pinned them
+    Unpin {
+        /// Sources as given to prefetch, or 6 or more first digits of models' digests
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+    },
+    /// Show what larder's daemon does: what moves, the disk, who uses what, counts since its start
+    Status(Status),
     /// Serve models to the pods and people of this node, until SIGTERM
     Daemon(Daemon),
     /// Print a completion script for a shell
@@ -90,6 +104,18 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `larder status`. LARDER_SOCKET is read elsewhere, as LARDER_STORE is.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Show it anew every second, until Ctrl-C, which exits with 130
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Where the daemon listens [env: LARDER_SOCKET] [default: what the store's lock names, else
+    /// /run/larder/larder.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `larder daemon`.
@@ -119,6 +145,9 @@ pub struct Prefetch {
     /// Return only when the files would survive a power cut
     #[arg(long)]
     pub sync: bool,
+    /// Pin what was brought, as `larder pin` does
+    #[arg(long)]
+    pub pin: bool,
     /// How to reach the origin.
     #[command(flatten)]
     pub origin: Origin,

@@ -5,7 +5,13 @@ mod args;
 mod console;
 mod daemon;
 mod models;
+mod owner;
+mod peer;
+mod pins;
 mod prefetch;
+mod pull;
+mod status;
+mod summary;
 mod verify;
 mod watch;
 
@@ -50,24 +56,40 @@ pub fn main() -> ExitCode {
 }
 
 fn run(console: Console, cli: Cli) -> Result<Exit, Failure> {
-    if let Command::Daemon(args) = &cli.command {
-        return daemon::run(console, cli.common.store.as_deref(), args);
-    }
-    let directory = store_directory(&cli.common)?;
-    match cli.command {
-        Command::Prefetch(args) => with_runtime(async |cancel| prefetch::run(console, &directory, &args, cancel).await),
-        Command::Verify(args) => with_runtime(async |cancel| verify::run(console, &directory, &args, cancel).await),
-        Command::Ls => models::ls(console, &directory),
-        Command::Inspect { model } => models::inspect(console, &directory, &model),
-        Command::Path { model } => models::path(console, &directory, &model),
-        Command::Export { model, directory: target, hard_link } => {
-            models::export(console, &directory, &model, &target, hard_link)
+    let store = || store_directory(&cli.common);
+    match &cli.command {
+        Command::Prefetch(args) => {
+            let directory = store()?;
+            with_runtime(async |cancel| prefetch::run(console, &directory, args, cancel).await)
         }
-        Command::Rm { models: names } => models::rm(console, &directory, &names),
-        Command::Daemon(_) => unreachable!("handled above, before a store is looked for"),
+        Command::Verify(args) => {
+            let directory = store()?;
+            with_runtime(async |cancel| verify::run(console, &directory, args, cancel).await)
+        }
+        Command::Ls => models::ls(console, &store()?),
+        Command::Inspect { model } => models::inspect(console, &store()?, model),
+        Command::Path { model } => models::path(console, &store()?, model),
+        Command::Export { model, directory: target, hard_link } => {
+            models::export(console, &store()?, model, target, *hard_link)
+        }
+        Command::Rm { models: names } => {
+            let directory = store()?;
+            with_runtime(async |cancel| models::rm(console, &directory, names, cancel).await)
+        }
+        Command::Pin { models: names } => {
+            let directory = store()?;
+            with_runtime(async |cancel| pins::run(console, &directory, names, true, cancel).await)
+        }
+        Command::Unpin { models: names } => {
+            let directory = store()?;
+            with_runtime(async |cancel| pins::run(console, &directory, names, false, cancel).await)
+        }
+        // Of a daemon whose settings say where its store is.
+        Command::Status(args) => status::run(console, store().ok().as_deref(), args),
+        Command::Daemon(args) => daemon::run(console, cli.common.store.as_deref(), args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);
+            clap_complete::generate(*shell, &mut Cli::command(), "larder", &mut script);
             console.data(&String::from_utf8_lossy(&script));
             Ok(Exit::Done)
         }

@@ -1,6 +1,5 @@
 //! `larder verify`.
 
-use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,304 +7,212 @@ use serde_json::json;
 
 use super::args::Verify;
 use super::console::Console;
-use super::{models, prefetch};
-use crate::domain::{ChunkIndex, Digest, Grid, Source};
-use crate::fetch::{Cancel, Selection};
+use super::owner::{self, Owner};
+use super::peer::{self, Peer};
+use super::pull::LocalPull;
+use super::watch::Watch;
+use super::{prefetch, summary};
+use crate::cache::{self, VerifyEvent, counted};
+use crate::domain::Digest;
+use crate::fetch::Cancel;
 use crate::report::text;
 use crate::report::{Exit, Failure};
-use crate::store::{self, Kept, SourceRecord, Store};
+use crate::store::Store;
 
 /// Damaged ranges of one file that are told to people.
 const RANGES_TOLD_MAX: usize = 8;
-
-struct Blob {
-    size: u64,
-    /// `source: path`, for each model that has it.
-    names: Vec<String>,
-}
-
-/// What there is to hash.
-#[derive(Default)]
-struct Plan {
-    blobs: BTreeMap<Digest, Blob>,
-    /// Manifests that are missing or not what their name says, with the models they stand for.
-    manifests: BTreeMap<Digest, (store::Error, Vec<String>)>,
-    /// Sources that are here only in part.
-    unfinished: usize,
-}
-
-/// What was found wrong.
-#[derive(Default)]
-struct Damage {
-    blobs: HashSet<Digest>,
-    manifests: HashSet<Digest>,
-}
-
-impl Damage {
-    fn is_none(&self) -> bool {
-        self.blobs.is_empty() && self.manifests.is_empty()
-    }
-
-    /// `2 files and 1 manifest`.
-    fn counted(&self) -> String {
-        let counts = [(self.blobs.len(), "file"), (self.manifests.len(), "manifest")];
-        let told = counts.iter().filter(|(count, _)| *count > 0).map(|(count, noun)| text::count(*count, noun));
-        told.collect::<Vec<_>>().join(" and ")
-    }
-
-    /// Whether pulling this source again would mend something that is still amiss.
-    fn is_in(&self, store: &Store, record: &SourceRecord) -> bool {
-        let manifest = record.manifest.filter(|digest| self.manifests.contains(digest));
-        manifest.is_some_and(|digest| store.view().manifest(&digest).is_err())
-            || record.files.iter().filter_map(|file| file.digest).any(|digest| self.lacks(store, &digest))
-    }
-
-    /// Whether this blob was damaged and has not come again.
-    fn lacks(&self, store: &Store, blob: &Digest) -> bool {
-        self.blobs.contains(blob) && !store.view().has_blob(blob)
-    }
-}
+/// What an interrupt leaves while nothing is repaired yet.
+const UNCHANGED: &str = "nothing was changed: the same command starts anew";
 
 /// Hashes every blob of the chosen models once; reports what is wrong, and repairs it if asked.
 pub async fn run(console: Console, directory: &Path, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
-    let store = Arc::new(models::own(directory)?);
-    prefetch::tell_recovered(console, store.recovered());
-    let kept = match &args.model {
-        Some(name) => models::matching(store.view(), name)?,
-        None => store.view().kept()?,
-    };
-    let plan = plan(&store, &kept);
-    let mut damage = Damage::default();
-    for (digest, (error, names)) in &plan.manifests {
-        damage.manifests.insert(*digest);
-        tell_manifest(console, digest, error, names);
-    }
-    for (digest, blob) in &plan.blobs {
-        let found = scrub(&store, *digest, blob.size, cancel).await?;
-        if !found.is_right() {
-            damage.blobs.insert(*digest);
-            tell_damage(console, digest, blob, &found);
+    match owner::own(directory)? {
+        Owner::Us(store) => by_us(console, &store, args, cancel).await,
+        Owner::Daemon(peer) => {
+            owner::refuse_origin_flags(&peer, &args.origin)?;
+            by_daemon(console, &peer, args, cancel).await
         }
     }
-    tell(console, &plan, &damage);
+}
+
+async fn by_us(console: Console, store: &Arc<Store>, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
+    prefetch::tell_recovered(console, store.recovered());
+    let mut shown = Shown::new(console);
+    let tell = &mut |event| shown.tell(&event);
+    let damage = cache::verify(store, args.model.as_deref(), cancel, tell).await?;
     if damage.is_none() {
         return Ok(Exit::Done);
     }
     if !args.repair {
-        let name = args.model.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-        console.note(&format!("  hint: `larder verify --repair{name}` fetches it again"));
-        return Ok(Exit::Integrity);
+        return Ok(unrepaired(console, args));
     }
-    repair(console, &store, &damage, args, cancel).await
+    let puller = LocalPull { store, origin: &args.origin, cancel };
+    Box::pin(cache::repair(store, &damage, &|| {}, &puller, tell)).await
 }
 
-/// The blobs of the chosen models. Those of a model without a manifest are known by its source.
-fn plan(store: &Store, kept: &[Kept]) -> Plan {
-    let mut plan = Plan::default();
-    for kept in kept {
-        let Some(digest) = kept.manifest else {
-            plan.unfinished += 1;
-            continue;
-        };
-        let name = name_of(kept, &digest);
-        let mut add = |digest: Digest, size: u64, path: &dyn std::fmt::Display| {
-            let blob = plan.blobs.entry(digest).or_insert_with(|| Blob { size, names: Vec::new() });
-            blob.names.push(format!("{name}: {path}"));
-        };
-        match store.view().manifest(&digest) {
-            Ok(manifest) => manifest.files().iter().for_each(|file| add(file.digest, file.size, &file.path)),
-            Err(error) => {
-                for file in kept.record.iter().flat_map(|record| &record.files) {
-                    if let Some(digest) = file.digest {
-                        add(digest, file.size, &file.path);
-                    }
+/// The events of the daemon are those of this process. Which is the last depends on what was found:
+/// [`VerifyEvent`] says so.
+async fn by_daemon(console: Console, peer: &Peer, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
+    let (mut shown, mut verified) = (Shown::new(console), false);
+    let body = json!({"model": args.model, "repair": args.repair});
+    let heard = peer.events("/v1/verify", body, cancel, |event: VerifyEvent| match event {
+        VerifyEvent::Error { message, hint, exit_code } if !verified => {
+            Some(Err(peer::of_daemon(message, hint, exit_code)))
+        }
+        event => {
+            shown.tell(&event);
+            match event {
+                VerifyEvent::Verified { damaged: 0, damaged_manifests: 0, .. } => Some(Ok(Exit::Done)),
+                VerifyEvent::Verified { .. } if !args.repair => Some(Ok(unrepaired(console, args))),
+                VerifyEvent::Verified { .. } => {
+                    verified = true;
+                    None
                 }
-                plan.manifests.entry(digest).or_insert_with(|| (error, Vec::new())).1.push(name);
+                VerifyEvent::Repaired { exit_code, .. } => Some(Ok(peer::exit_of(exit_code))),
+                _ => None,
             }
         }
-    }
-    plan
-}
-
-fn name_of(kept: &Kept, digest: &Digest) -> String {
-    kept.record.as_ref().map_or_else(|| digest.short(), |record| record.source.clone())
-}
-
-/// What is under a blob's name.
-enum Found {
-    /// The blob, but for these chunks.
-    Bad(Vec<ChunkIndex>),
-    OtherSize(u64),
-    Nothing,
-}
-
-impl Found {
-    fn is_right(&self) -> bool {
-        matches!(self, Self::Bad(chunks) if chunks.is_empty())
-    }
-
-    /// The bytes that are bad, neighbours joined.
-    fn ranges(&self, size: u64) -> Vec<(u64, u64)> {
-        let chunks = match self {
-            Self::Bad(chunks) => chunks,
-            Self::OtherSize(_) => return vec![(0, size)],
-            Self::Nothing => return Vec::new(),
-        };
-        let grid = Grid::of_size(size);
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for range in chunks.iter().map(|chunk| grid.chunk_range(*chunk)) {
-            match ranges.last_mut() {
-                Some((_, end)) if *end == range.start => *end = range.end,
-                _ => ranges.push((range.start, range.end)),
-            }
-        }
-        ranges
+    });
+    let heard = heard.await;
+    drop(shown);
+    match heard {
+        Err(failure) if failure.exit == Exit::Interrupted && !verified => Err(Failure::interrupted(UNCHANGED)),
+        other => other?,
     }
 }
 
-async fn scrub(store: &Arc<Store>, digest: Digest, size: u64, cancel: &Cancel) -> Result<Found, Failure> {
-    if !store.view().has_blob(&digest) {
-        return Ok(Found::Nothing);
-    }
-    let len = store.view().blob_len(&digest);
-    if len != size {
-        return Ok(Found::OtherSize(len));
-    }
-    let (store, watched) = (Arc::clone(store), cancel.clone());
-    let scrubbed = tokio::task::spawn_blocking(move || store.scrub(&digest, &mut |_| !watched.is_cancelled())).await;
-    match scrubbed.map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))?? {
-        Some(bad) => Ok(Found::Bad(bad)),
-        None => Err(Failure::interrupted("nothing was changed: the same command starts anew")),
-    }
+fn unrepaired(console: Console, args: &Verify) -> Exit {
+    let name = args.model.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    console.note(&format!("  hint: `larder verify --repair{name}` fetches it again"));
+    Exit::Integrity
 }
 
-fn tell_manifest(console: Console, digest: &Digest, error: &store::Error, names: &[String]) {
-    let missing = matches!(error, store::Error::Absent(_));
-    if console.json {
-        let event = json!({"event": "damaged_manifest", "digest": digest, "models": names, "missing": missing});
-        console.event(&event);
-        return;
-    }
-    let what = match error {
-        store::Error::Absent(_) => "is missing".to_owned(),
-        store::Error::Damaged { .. } => "is damaged".to_owned(),
-        other => format!("cannot be read: {other}"),
-    };
-    for name in names {
-        console.result(&format!("{name}: its manifest {what}"));
-    }
-}
-
-fn tell_damage(console: Console, digest: &Digest, blob: &Blob, found: &Found) {
-    let ranges = found.ranges(blob.size);
-    if console.json {
-        console.event(&json!({"event": "damaged", "digest": digest, "files": blob.names, "missing": matches!(found, Found::Nothing), "ranges": ranges}));
-        return;
-    }
-    let what = match found {
-        Found::Nothing => "missing".to_owned(),
-        Found::OtherSize(size) => format!("damaged: {size} bytes long instead of {}", blob.size),
-        Found::Bad(_) => {
-            let more = if ranges.len() > RANGES_TOLD_MAX { " and more" } else { "" };
-            let told = ranges.iter().take(RANGES_TOLD_MAX).map(|(a, b)| format!("{a}-{b}"));
-            format!("damaged in bytes {}{more}", told.collect::<Vec<_>>().join(", "))
-        }
-    };
-    for name in &blob.names {
-        console.result(&format!("{name} is {what}"));
-    }
-}
-
-fn tell(console: Console, plan: &Plan, damage: &Damage) {
-    let total: u64 = plan.blobs.values().map(|blob| blob.size).fold(0, u64::saturating_add);
-    if console.json {
-        console.event(&json!({
-            "event": "verified",
-            "blobs": plan.blobs.len(),
-            "bytes": total,
-            "damaged": damage.blobs.len(),
-            "damaged_manifests": damage.manifests.len(),
-            "unfinished": plan.unfinished,
-        }));
-    }
-    let verdict = if damage.is_none() {
-        "nothing is damaged".to_owned()
-    } else {
-        format!("{} damaged or missing", damage.counted())
-    };
-    let mut clauses =
-        vec![format!("{} ({}) hashed again", text::count(plan.blobs.len(), "file"), text::bytes(total)), verdict];
-    if plan.unfinished > 0 {
-        clauses.push(format!("{} here only in part and left out", text::count(plan.unfinished, "source")));
-    }
-    console.result(&text::lines("", "  ", &clauses).join("\n"));
-}
-
-/// Takes the damaged blobs out and pulls every source that had one of them, or whose manifest is
-/// damaged: publishing writes it anew.
-async fn repair(
+/// Events, as they are shown.
+struct Shown {
     console: Console,
-    store: &Arc<Store>,
-    damage: &Damage,
-    args: &Verify,
-    cancel: &Cancel,
-) -> Result<Exit, Failure> {
-    for digest in &damage.blobs {
-        store.withdraw(digest)?;
-    }
-    let mut exit = Exit::Done;
-    for record in store.view().kept()?.into_iter().filter_map(|kept| kept.record) {
-        // What one source brings may be all that the next one lacked; an unfinished one meets it
-        // when its pull goes on.
-        if record.manifest.is_none() || !damage.is_in(store, &record) {
-            continue;
-        }
-        let source = Source::parse(&record.source)?;
-        let selection = Selection::new(&record.include, &record.exclude)?;
-        let pulled = Box::pin(prefetch::pull(console, store, &source, selection, &args.origin, cancel)).await;
-        if let Err(failure) = pulled {
-            console.failure(&failure);
-            if exit == Exit::Done || failure.exit == Exit::Interrupted {
-                exit = failure.exit;
-            }
-            if failure.exit == Exit::Interrupted {
-                break;
-            }
-        }
-    }
-    // Models that share the blobs, and are not named by a source any more, show their files again.
-    store.rebuild_trees()?;
-    let lost = tell_lost(console, store, damage)?;
-    match (exit, lost) {
-        (Exit::Done, 0) => console.result(&format!("{} repaired", damage.counted())),
-        (Exit::Done, _) => exit = Exit::Integrity,
-        _ => {}
-    }
-    Ok(exit)
+    /// While something takes time.
+    watch: Option<Watch>,
 }
 
-/// Names the models that stay damaged because no source leads to them; their number.
-fn tell_lost(console: Console, store: &Store, damage: &Damage) -> Result<usize, Failure> {
-    let mut lost = 0;
-    for digest in store.view().kept()?.into_iter().filter(|kept| kept.record.is_none()).filter_map(|kept| kept.manifest)
-    {
-        let what = match store.view().manifest(&digest) {
-            Err(_) if damage.manifests.contains(&digest) => "manifest".to_owned(),
-            Ok(manifest) => match manifest.files().iter().filter(|file| damage.lacks(store, &file.digest)).count() {
-                0 => continue,
-                1 => "file".to_owned(),
-                files => format!("{files} files"),
-            },
-            Err(_) => continue,
-        };
-        lost += 1;
-        if console.json {
-            console.event(&json!({"event": "not_repairable", "digest": digest}));
-        }
-        let name = digest.short();
-        console.result(&format!(
-            "{name}: its {what} cannot be fetched again, because no source names this model now;\n  `larder rm {name}` removes it"
-        ));
+impl Shown {
+    const fn new(console: Console) -> Self {
+        Self { console, watch: None }
     }
-    Ok(lost)
+
+    fn watch(&mut self) -> &mut Watch {
+        self.watch.get_or_insert_with(|| Watch::new(self.console))
+    }
+
+    fn tell(&mut self, event: &VerifyEvent) {
+        match event {
+            // Those come as often as somebody looks.
+            VerifyEvent::Progress(moving) => return self.watch().show(moving),
+            VerifyEvent::Hashing { bytes_done, bytes_total } if !self.console.json => {
+                return self.watch().show_hashing(*bytes_done, *bytes_total);
+            }
+            VerifyEvent::Damaged { .. } | VerifyEvent::Hashing { .. } => {}
+            _ => self.watch = None,
+        }
+        match event {
+            VerifyEvent::Done(ready) => summary::tell(self.console, ready),
+            VerifyEvent::Error { message, hint, exit_code } => {
+                let (message, hint) = (message.clone(), hint.clone());
+                self.console.failure(&Failure { message, hint, exit: peer::exit_of(*exit_code) });
+            }
+            VerifyEvent::Warning { message } if !self.console.json => self.console.note(&format!("warning: {message}")),
+            other if self.console.json => self.console.event(&json!(other)),
+            other => other_words(other).iter().for_each(|line| self.console.result(line)),
+        }
+    }
+}
+
+/// What people read of an event.
+fn other_words(event: &VerifyEvent) -> Vec<String> {
+    match event {
+        VerifyEvent::DamagedManifest { models, missing, reason, .. } => {
+            let what = match (missing, reason) {
+                (true, _) => "is missing".to_owned(),
+                (false, None) => "is damaged".to_owned(),
+                (false, Some(reason)) => format!("cannot be read: {reason}"),
+            };
+            models.iter().map(|name| format!("{name}: its manifest {what}")).collect()
+        }
+        VerifyEvent::Damaged { files, missing, ranges, length, .. } => {
+            let what = damage(*missing, ranges, *length);
+            files.iter().map(|name| format!("{name} is {what}")).collect()
+        }
+        VerifyEvent::Verified { blobs, bytes, damaged, damaged_manifests, unfinished } => {
+            let verdict = match counted(*damaged, *damaged_manifests) {
+                none if none.is_empty() => "nothing is damaged".to_owned(),
+                counted => format!("{counted} damaged or missing"),
+            };
+            let hashed = format!("{} ({}) hashed again", text::count(*blobs, "file"), text::bytes(*bytes));
+            let mut clauses = vec![hashed, verdict];
+            if *unfinished > 0 {
+                clauses.push(format!("{} here only in part and left out", text::count(*unfinished, "source")));
+            }
+            vec![text::lines("", "  ", &clauses).join("\n")]
+        }
+        VerifyEvent::NotRepairable { digest, files } => vec![not_repairable(digest, *files)],
+        VerifyEvent::Repaired { damaged, damaged_manifests, exit_code: 0 } => {
+            vec![format!("{} repaired", counted(*damaged, *damaged_manifests))]
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn damage(missing: bool, ranges: &[(u64, u64)], length: Option<u64>) -> String {
+    if missing {
+        return "missing".to_owned();
+    }
+    if let Some(length) = length {
+        let size = ranges.last().map_or(0, |(_, end)| *end);
+        return format!("damaged: {length} bytes long instead of {size}");
+    }
+    let more = if ranges.len() > RANGES_TOLD_MAX { " and more" } else { "" };
+    let told = ranges.iter().take(RANGES_TOLD_MAX).map(|(a, b)| format!("{a}-{b}"));
+    format!("damaged in bytes {}{more}", told.collect::<Vec<_>>().join(", "))
+}
+
+fn not_repairable(digest: &Digest, files: usize) -> String {
+    let what = match files {
+        0 => "manifest".to_owned(),
+        1 => "file".to_owned(),
+        files => format!("{files} files"),
+    };
+    let name = digest.short();
+    format!(
+        "{name}: its {what} cannot be fetched again, because no source names this model now;\n  `larder rm {name}` removes it"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_in_words() {
+        let digest = Digest::of(b"");
+        let told = |event: VerifyEvent| other_words(&event).join("\n");
+        let damaged = |missing, ranges: &[(u64, u64)], length| {
+            let (files, ranges) = (vec!["s3://b/m: a".into(), "s3://b/n: a".into()], ranges.to_vec());
+            told(VerifyEvent::Damaged { digest, files, missing, ranges, length })
+        };
+        assert_eq!(damaged(true, &[], None), "s3://b/m: a is missing\ns3://b/n: a is missing");
+        assert!(damaged(false, &[(0, 9)], Some(4)).starts_with("s3://b/m: a is damaged: 4 bytes long instead of 9\n"));
+        let many: Vec<(u64, u64)> = (0..9).map(|at| (2 * at, 2 * at + 1)).collect();
+        assert!(damaged(false, &many, None).ends_with("damaged in bytes 0-1, 2-3, 4-5, 6-7, 8-9, 10-11, 12-13, 14-15 and more"));
+        let verified = |damaged, damaged_manifests, unfinished| {
+            told(VerifyEvent::Verified { blobs: 2, bytes: 3 << 20, damaged, damaged_manifests, unfinished })
+        };
+        assert_eq!(verified(0, 0, 0), "2 files (3.0 MiB) hashed again, nothing is damaged");
+        assert_eq!(
+            verified(1, 2, 1),
+            "2 files (3.0 MiB) hashed again, 1 file and 2 manifests damaged or missing,\n  1 source here only in part and left out"
+        );
+        assert_eq!(told(VerifyEvent::Repaired { damaged: 1, damaged_manifests: 0, exit_code: 0 }), "1 file repaired");
+        assert_eq!(told(VerifyEvent::Repaired { damaged: 1, damaged_manifests: 0, exit_code: 65 }), "");
+        let lost = |files| told(VerifyEvent::NotRepairable { digest, files });
+        assert!(lost(0).contains("its manifest cannot") && lost(1).contains("its file") && lost(3).contains("its 3 files"));
+    }
 }

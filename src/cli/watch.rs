@@ -1,109 +1,134 @@
-//! Shows a pull while it runs: bars on a terminal, a line now and then elsewhere, events as JSON.
+//! Shows what takes time while it runs: bars on a terminal, a line now and then elsewhere, events
+//! as JSON. Knows not where it runs: in this process or in the daemon.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::console::{Bar, Bars, Console};
-use crate::fetch::{FileProgress, Progress};
+use crate::cache::{Event, Moving, MovingFile};
 use crate::report::text;
 
-/// A screen has no room for more files than this.
-const FILES_SHOWN_MAX: usize = 8;
+/// How often it is worth to look.
+pub const INTERVAL: Duration = Duration::from_millis(1000 / BARS_PER_SECOND as u64);
+/// The same where each look is a message from the daemon.
+pub const REMOTE_INTERVAL: Duration = Duration::from_millis(200);
+
 const BARS_PER_SECOND: u8 = 10;
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
-/// The rate is an average over about this long.
-const RATE_WINDOW: Duration = Duration::from_secs(5);
 
-/// Watches `progress` for as long as it is polled. Never returns; drop it to stop.
-pub async fn watch(console: Console, source: &str, progress: Arc<Progress>) {
-    let rate = Rate::new(&progress);
-    if console.json {
-        events(console, source, &progress, rate).await;
-    } else if console.quiet {
-        std::future::pending::<()>().await;
-    } else if let Some(screen) = Bars::new(BARS_PER_SECOND) {
-        bars(screen, source, &progress, rate).await;
-    } else {
-        lines(console, &progress, rate).await;
-    }
+/// What takes time, on whatever is there to show it; gone with the value.
+pub struct Watch {
+    console: Console,
+    bars: Option<Bars>,
+    due: Instant,
 }
 
-/// Bytes per second, smoothed.
-struct Rate {
-    started: Instant,
-    samples: std::collections::VecDeque<(Instant, u64)>,
-}
-
-impl Rate {
-    fn new(progress: &Progress) -> Self {
-        let now = Instant::now();
-        Self { started: now, samples: [(now, progress.bytes_moved.load(Relaxed))].into() }
+impl Watch {
+    /// Shows nothing yet.
+    pub fn new(console: Console) -> Self {
+        let draws = !console.json && !console.quiet;
+        let first = if console.json { EVENT_INTERVAL } else { LINE_INTERVAL };
+        let bars = if draws { Bars::new(BARS_PER_SECOND) } else { None };
+        Self { console, bars, due: Instant::now() + first }
     }
 
-    fn per_second(&mut self, progress: &Progress) -> u64 {
-        let now = Instant::now();
-        let moved = progress.bytes_moved.load(Relaxed);
-        self.samples.push_back((now, moved));
-        while self.samples.len() > 2 && now.duration_since(self.samples[0].0) > RATE_WINDOW {
-            self.samples.pop_front();
+    /// How far a pull is. Called as often as anybody likes.
+    pub fn show(&mut self, moving: &Moving) {
+        if let Some(screen) = &self.bars {
+            let (headline, bars) = drawn(moving);
+            screen.show(headline, bars);
+        } else if self.is_due() {
+            if self.console.json {
+                self.console.event(&serde_json::json!(Event::Progress(moving.clone())));
+            } else {
+                self.console.note(&line(moving));
+            }
         }
-        let (since, before) = self.samples[0];
-        let millis = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX).max(1);
-        moved.saturating_sub(before).saturating_mul(1000) / millis
+    }
+
+    /// How far hashing is, in bytes.
+    pub fn show_hashing(&mut self, done: u64, total: u64) {
+        let line = format!("{} of {} hashed", text::bytes(done), text::bytes(total));
+        if let Some(screen) = &self.bars {
+            screen.show("hashing what is on disk".to_owned(), vec![Bar { done, size: total, text: line }]);
+        } else if self.is_due() {
+            self.console.result(&line);
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.due;
+        if due {
+            // Not from when it was shown: a second stays a second however often somebody looks.
+            let interval = if self.console.json { EVENT_INTERVAL } else { LINE_INTERVAL };
+            self.due = (self.due + interval).max(now);
+        }
+        due
     }
 }
 
-fn left(progress: &Progress, per_second: u64) -> Option<Duration> {
-    let missing = progress.bytes_total.load(Relaxed).saturating_sub(progress.bytes_done());
-    (per_second > 0).then(|| Duration::from_secs(missing.div_ceil(per_second)))
+/// Two lines for the whole and one for each file that is on its way.
+fn drawn(moving: &Moving) -> (String, Vec<Bar>) {
+    let source = &moving.source;
+    if moving.bytes_total == 0 {
+        return (format!("{source}: {}", waiting(moving)), Vec::new());
+    }
+    let mut bars = vec![Bar { done: moving.bytes_done, size: moving.bytes_total, text: amounts(moving) }];
+    let of_file = |file: &MovingFile| Bar {
+        done: file.bytes,
+        size: file.size,
+        text: format!("{}, {}", file.path, text::bytes(file.size)),
+    };
+    bars.extend(moving.files.iter().map(of_file));
+    (format!("{source}: {}", counts(moving)), bars)
+}
+
+fn line(moving: &Moving) -> String {
+    if moving.bytes_total == 0 {
+        return waiting(moving);
+    }
+    format!("{}, {}", amounts(moving), counts(moving))
+}
+
+fn waiting(moving: &Moving) -> String {
+    format!("waiting for the origin to list its files, {}", text::duration(time(moving.seconds)))
 }
 
 /// `12.0 MiB of 96.2 MiB, 20.0 MiB/s, 5 s left`; what is not known yet is not said.
-fn amounts(progress: &Progress, per_second: u64) -> String {
-    let (done, total) = (progress.bytes_done(), progress.bytes_total.load(Relaxed));
-    let mut text = format!("{} of {}", text::bytes(done.min(total)), text::bytes(total));
-    text += &format!(", {}/s", text::bytes(per_second));
-    if let Some(left) = left(progress, per_second) {
-        text += &match left.as_secs() {
-            seconds @ 0..60 => format!(", {seconds} s left"),
-            _ => format!(", {} left", text::duration(left)),
-        };
+fn amounts(moving: &Moving) -> String {
+    let (done, total) = (text::bytes(moving.bytes_done), text::bytes(moving.bytes_total));
+    let left = moving.seconds_left.map_or_else(String::new, |seconds| format!(", {} left", left(seconds)));
+    format!("{done} of {total}, {}/s{left}", text::bytes(moving.bytes_per_second))
+}
+
+/// Seconds as they come in events.
+pub fn time(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// Whole seconds: more was never known.
+pub fn left(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        _ => text::duration(Duration::from_secs(seconds)),
     }
-    text
 }
 
 /// `3 of 9 files, 8 connections`, and what went wrong meanwhile.
-fn counts(progress: &Progress) -> String {
-    let connections = progress.connections.load(Relaxed);
+fn counts(moving: &Moving) -> String {
     let mut clauses = vec![
-        format!("{} of {} files", progress.files_done.load(Relaxed), progress.files_total.load(Relaxed)),
-        text::count(connections as usize, "connection"),
+        format!("{} of {} files", moving.files_done, moving.files_total),
+        text::count(moving.connections as usize, "connection"),
     ];
-    clauses.extend(trouble(progress));
-    let why = [(progress.throttled.load(Relaxed), "throttled"), (progress.stalls.load(Relaxed), "stalled")];
+    clauses.extend(trouble(moving.retries, moving.mismatches));
+    let why = [(moving.throttled, "throttled"), (moving.stalls, "stalled")];
     clauses.extend(why.iter().filter(|(count, _)| *count > 0).map(|(count, how)| format!("{count} {how}")));
     clauses.join(", ")
 }
 
-async fn lines(console: Console, progress: &Progress, mut rate: Rate) {
-    loop {
-        tokio::time::sleep(LINE_INTERVAL).await;
-        let total = progress.bytes_total.load(Relaxed);
-        if total == 0 {
-            console
-                .note(&format!("waiting for the origin to list its files, {}", text::duration(rate.started.elapsed())));
-            continue;
-        }
-        console.note(&format!("{}, {}", amounts(progress, rate.per_second(progress)), counts(progress)));
-    }
-}
-
 /// What went wrong and was mended, in a few words.
-#[must_use]
-pub fn trouble(progress: &Progress) -> Vec<String> {
-    let (retries, mismatches) = (progress.retries.load(Relaxed), progress.mismatches.load(Relaxed));
+pub fn trouble(retries: u32, mismatches: u32) -> Vec<String> {
     let mut clauses = Vec::new();
     if retries > 0 {
         clauses.push(if retries == 1 { "1 retry".to_owned() } else { format!("{retries} retries") });
@@ -114,62 +139,44 @@ pub fn trouble(progress: &Progress) -> Vec<String> {
     clauses
 }
 
-async fn events(console: Console, source: &str, progress: &Progress, mut rate: Rate) {
-    loop {
-        tokio::time::sleep(EVENT_INTERVAL).await;
-        let per_second = rate.per_second(progress);
-        let files: Vec<_> = progress
-            .active()
-            .iter()
-            .take(FILES_SHOWN_MAX)
-            .map(|f| serde_json::json!({"path": f.path, "bytes": f.done(), "size": f.size}))
-            .collect();
-        console.event(&serde_json::json!({
-            "event": "progress",
-            "source": source,
-            "bytes_done": progress.bytes_done(),
-            "bytes_total": progress.bytes_total.load(Relaxed),
-            "bytes_moved": progress.bytes_moved.load(Relaxed),
-            "bytes_per_second": per_second,
-            "seconds_left": left(progress, per_second).map(|left| left.as_secs()),
-            "files_done": progress.files_done.load(Relaxed),
-            "files_total": progress.files_total.load(Relaxed),
-            "connections": progress.connections.load(Relaxed),
-            "retries": progress.retries.load(Relaxed),
-            "files": files,
-        }));
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Two lines for the whole and one for each file that is on its way.
-async fn bars(screen: Bars, source: &str, progress: &Progress, mut rate: Rate) {
-    let mut files: Vec<Arc<FileProgress>> = Vec::new();
-    loop {
-        tokio::time::sleep(Duration::from_secs(1) / u32::from(BARS_PER_SECOND)).await;
-        let per_second = rate.per_second(progress);
-        let total = progress.bytes_total.load(Relaxed);
-        if total == 0 {
-            let waited = text::duration(rate.started.elapsed());
-            screen.show(format!("{source}: waiting for the origin to list its files, {waited}"), Vec::new());
-            continue;
-        }
-        let mut bars = vec![Bar { done: progress.bytes_done(), size: total, text: amounts(progress, per_second) }];
-        // A file keeps its place until it is done.
-        let active = progress.active();
-        let is_in =
-            |files: &[Arc<FileProgress>], file: &Arc<FileProgress>| files.iter().any(|other| Arc::ptr_eq(file, other));
-        files.retain(|file| is_in(&active, file));
-        for file in active {
-            if files.len() < FILES_SHOWN_MAX && !is_in(&files, &file) {
-                files.push(file);
-            }
-        }
-        let of_file = |file: &Arc<FileProgress>| Bar {
-            done: file.done(),
-            size: file.size,
-            text: format!("{}, {}", file.path, text::bytes(file.size)),
+    #[test]
+    fn a_pull_on_its_way_in_one_line() {
+        let mut moving = Moving { source: "s3://b/m".into(), seconds: 1.44, ..Moving::default() };
+        assert_eq!(line(&moving), "waiting for the origin to list its files, 1.4 s");
+        assert_eq!(drawn(&moving).0, "s3://b/m: waiting for the origin to list its files, 1.4 s");
+        moving = Moving {
+            bytes_done: 12 << 20,
+            bytes_total: 96 << 20,
+            bytes_per_second: 20 << 20,
+            files_done: 3,
+            files_total: 9,
+            connections: 8,
+            ..moving
         };
-        bars.extend(files.iter().map(of_file));
-        screen.show(format!("{source}: {}", counts(progress)), bars);
+        assert_eq!(line(&moving), "12.0 MiB of 96.0 MiB, 20.0 MiB/s, 3 of 9 files, 8 connections");
+        moving = Moving {
+            seconds_left: Some(5),
+            retries: 2,
+            mismatches: 1,
+            throttled: 1,
+            files: vec![MovingFile { path: "w".into(), bytes: 1, size: 2 << 20 }],
+            ..moving
+        };
+        assert_eq!(
+            line(&moving),
+            "12.0 MiB of 96.0 MiB, 20.0 MiB/s, 5 s left, 3 of 9 files, 8 connections, 2 retries, 1 file did not match and came again, 1 throttled"
+        );
+        let (headline, bars) = drawn(&moving);
+        assert!(headline.starts_with("s3://b/m: 3 of 9 files, "), "{headline}");
+        assert_eq!(bars.iter().map(|bar| bar.text.as_str()).collect::<Vec<_>>(), [
+            "12.0 MiB of 96.0 MiB, 20.0 MiB/s, 5 s left",
+            "w, 2.0 MiB"
+        ]);
+        moving.seconds_left = Some(200);
+        assert!(line(&moving).contains(", 3 min 20 s left,"));
     }
 }

@@ -1,5 +1,6 @@
 //! Answers: one JSON value, or events line by line.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::report::{Exit, Failure};
 
@@ -38,6 +40,14 @@ pub fn refusal(status: StatusCode, failure: &Failure) -> Response<Body> {
             "message": failure.message, "hint": failure.hint, "exit_code": failure.exit as u8,
         }}),
     )
+}
+
+/// Says which methods a path takes, as an answer 405 must.
+pub fn not_allowed(mut response: Response<Body>, methods: &[&str]) -> Response<Body> {
+    if let Ok(value) = header::HeaderValue::from_str(&methods.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, value);
+    }
+    response
 }
 
 /// The status that goes with an exit code.
@@ -79,11 +89,6 @@ pub fn lines() -> (Lines, Response<Body>) {
 }
 
 impl Lines {
-    /// Sends a line that may be dropped when the reader is slow.
-    pub fn offer<T: Serialize>(&self, event: &T) {
-        let _ = self.sender.try_send(line(event));
-    }
-
     /// Sends a line that must arrive, if the reader is there.
     pub async fn send<T: Serialize>(&self, event: &T) {
         let _ = self.sender.send(line(event)).await;
@@ -92,6 +97,48 @@ impl Lines {
     /// Waits until the reader has gone.
     pub async fn reader_gone(&self) {
         self.sender.closed().await;
+    }
+}
+
+/// Lines from where nobody can wait for a slow reader. Those that matter are kept until there is
+/// room; progress is not.
+#[derive(Debug)]
+pub struct Outbox {
+    lines: Lines,
+    kept: VecDeque<Bytes>,
+}
+
+impl Outbox {
+    /// An empty one.
+    pub const fn new(lines: Lines) -> Self {
+        Self { lines, kept: VecDeque::new() }
+    }
+
+    /// Sends a line, or keeps it, or drops it where it does not matter.
+    pub fn say<T: Serialize>(&mut self, event: &T, matters: bool) {
+        while let Some(first) = self.kept.pop_front() {
+            if let Err(TrySendError::Full(first)) = self.lines.sender.try_send(first) {
+                self.kept.push_front(first);
+                break;
+            }
+        }
+        let line = line(event);
+        if !self.kept.is_empty() {
+            if matters {
+                self.kept.push_back(line);
+            }
+        } else if let Err(TrySendError::Full(line)) = self.lines.sender.try_send(line)
+            && matters
+        {
+            self.kept.push_back(line);
+        }
+    }
+
+    /// Sends what was kept.
+    pub async fn flush(&mut self) {
+        for line in self.kept.drain(..) {
+            let _ = self.lines.sender.send(line).await;
+        }
     }
 }
 

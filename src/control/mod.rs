@@ -18,5 +18,10 @@ pub use api::{Api, Phase, Rights};
 pub use bind::bind;
 pub use connection::{serve, serve_scrapes};
 
+/// Every call at the unix sockets: method, path, and what it takes to make it.
+pub fn calls() -> impl Iterator<Item = (&'static str, &'static str, Rights)> {
+    routes::CALLS.iter().map(|(method, path, rights)| (method.as_str(), *path, *rights))
+}
+
 /// The contract, as `GET /v1/openapi.json` gives it.
 pub const OPENAPI: &str = include_str!("openapi.json");

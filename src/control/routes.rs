@@ -6,7 +6,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::answer::{self, Body, Lines};
+use super::answer::{self, Body, Lines, Outbox};
 use super::api::{Api, Phase, Rights};
 use super::request::{self, EnsureBody, ModelBody, ReleaseBody, RemoveBody, Unread, VerifyBody};
 use super::{OPENAPI, verify};
@@ -15,7 +15,7 @@ use crate::report::{Exit, Failure};
 use crate::telemetry;
 
 /// Every call: method, path, and what it takes to make it.
-const CALLS: &[(Method, &str, Rights)] = &[
+pub const CALLS: &[(Method, &str, Rights)] = &[
     (Method::POST, "/v1/ensure", Rights::Use),
     (Method::GET, "/v1/models", Rights::Use),
     (Method::GET, "/v1/model", Rights::Use),
@@ -74,7 +74,7 @@ fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Box<Response
     let Some((.., needed)) = of_path.iter().find(|(known, ..)| known == method) else {
         let methods: Vec<&str> = of_path.iter().map(|(method, ..)| method.as_str()).collect();
         let failure = Failure::new(Exit::Usage, format!("`{path}` takes {}", methods.join(" or ")));
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, failure);
+        return Err(Box::new(answer::not_allowed(answer::refusal(StatusCode::METHOD_NOT_ALLOWED, &failure), &methods)));
     };
     if *needed == Rights::Admin && rights == Rights::Use {
         let failure = Failure::hinted(
@@ -121,7 +121,11 @@ async fn ensure(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
 
 async fn give(api: &Arc<Api>, wish: &Wish, sync: bool, lines: &Lines) {
     let granted = async {
-        let granted = api.cache.ensure(wish, &mut |event| lines.offer(&event)).await?;
+        let mut outbox = Outbox::new(lines.clone());
+        let tell = &mut |event: Event| outbox.say(&event, !matches!(event, Event::Progress(_)));
+        let granted = api.cache.ensure(wish, tell).await;
+        outbox.flush().await;
+        let granted = granted?;
         if sync {
             api.cache.settle(true).await?;
         }

@@ -14,7 +14,8 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 /// Answers a scrape or a probe.
 pub async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return answer::text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET\n");
+        let refusal = answer::text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET\n");
+        return answer::not_allowed(refusal, &["GET", "HEAD"]);
     }
     match request.uri().path() {
         "/metrics" => metrics(api).await,

@@ -1,10 +1,35 @@
-//! `POST /v1/verify`.
+//! `POST /v1/verify`: hashing and repairing, told line by line.
+
 use std::sync::Arc;
+
 use http::Response;
-use super::answer::{self, Body};
+
+use super::answer::{self, Body, Outbox};
 use super::api::Api;
 use super::request::VerifyBody;
+use crate::cache::VerifyEvent;
 
-pub fn answer(_api: &Arc<Api>, _body: VerifyBody) -> Response<Body> {
-    answer::lines().1
+/// Answers at once, and goes on for as long as somebody listens.
+pub fn answer(api: &Arc<Api>, body: VerifyBody) -> Response<Body> {
+    let (lines, response) = answer::lines();
+    let cache = Arc::clone(&api.cache);
+    tokio::spawn(async move {
+        let verified = async {
+            let mut outbox = Outbox::new(lines.clone());
+            let mut tell = |event: VerifyEvent| {
+                let is_progress = matches!(event, VerifyEvent::Hashing { .. } | VerifyEvent::Progress(_));
+                outbox.say(&event, !is_progress);
+            };
+            let verified = cache.verify(body.model.as_deref(), body.repair, &mut tell).await;
+            outbox.flush().await;
+            if let Err(failure) = verified {
+                lines.send(&VerifyEvent::from(&failure)).await;
+            }
+        };
+        tokio::select! {
+            () = lines.reader_gone() => {}
+            () = verified => {}
+        }
+    });
+    response
 }

@@ -118,7 +118,7 @@ impl Source {
             return Err(SourceError::Malformed);
         }
         // Whatever it is, what stands behind a `?` may be a secret.
-        let unknown = || SourceError::UnknownScheme(text.split('?').next().unwrap_or_default().to_owned());
+        let unknown = || SourceError::UnknownScheme(without_secrets(text));
         let (scheme, rest) = text.split_once("://").ok_or_else(unknown)?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "s3" => Scheme::S3,
@@ -137,7 +137,9 @@ impl Source {
         };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         match scheme {
+            Scheme::S3 | Scheme::Gs if authority.contains('@') => return Err(SourceError::Userinfo(scheme.as_str())),
             Scheme::S3 | Scheme::Gs => check_bucket(text, authority)?,
+            Scheme::File if authority.contains('@') => return Err(SourceError::Userinfo(scheme.as_str())),
             Scheme::File if !authority.is_empty() && authority != "localhost" => {
                 return Err(SourceError::RelativeFile(text.to_owned()));
             }
@@ -235,6 +237,16 @@ fn query_digits(query: &str) -> Option<String> {
     // Parameters of one name keep their order: it may mean something.
     pairs.sort_by_key(|pair| name(pair));
     (!pairs.is_empty()).then(|| Digest::of(pairs.join("&").as_bytes()).short())
+}
+
+/// What may be a source of another scheme, without what may be a password or a token in it.
+fn without_secrets(text: &str) -> String {
+    let shown = text.split('?').next().unwrap_or_default();
+    let (scheme, rest) = shown.split_once("://").unwrap_or(("", shown));
+    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+    let Some((_, host)) = authority.rsplit_once('@') else { return shown.to_owned() };
+    let scheme = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
+    format!("{scheme}{host}{}", path.map_or_else(String::new, |path| format!("/{path}")))
 }
 
 fn check_bucket(uri: &str, bucket: &str) -> Result<(), SourceError> {
@@ -383,7 +395,8 @@ mod tests {
 
     #[test]
     fn refusals_show_no_query() {
-        for text in ["https://h/?t=S3CR3T", "https://h?t=S3CR3T/f", "https://h/d/?t=S3CR3T", "htps://h/f?t=S3CR3T"] {
+        for text in ["https://h/?t=S3CR3T", "https://h?t=S3CR3T/f", "https://h/d/?t=S3CR3T", "htps://h/f?t=S3CR3T",
+            "s3://u:S3CR3T@b/k", "gs://S3CR3T@b/k", "file://u:S3CR3T@h/k", "ftp://u:S3CR3T@h/k", "u:S3CR3T@h/k"] {
             let told = Source::parse(text).expect_err(text).to_string();
             assert!(!told.contains("S3CR3T"), "{told}");
         }

@@ -14,8 +14,9 @@ pub const BYTES_IN_FLIGHT_MAX: usize = 32 << 20;
 /// What one permit of [`Engine::memory`] stands for.
 pub const PERMIT_LEN: usize = 64 << 10;
 
-/// More pulls at once would only share the same network, and hold more reservations half-filled.
-const PULLS_MAX: usize = 8;
+/// They share the connections and the memory; more of them would only hold more reservations
+/// half-filled. Fewer would let some origins that hang keep the others waiting.
+const PULLS_MAX: usize = 32;
 
 /// One for each process.
 #[derive(Debug)]

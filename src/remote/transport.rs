@@ -29,6 +29,8 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Error bodies are XML or JSON of a few hundred bytes; no more than this is read of one.
 const ERROR_BODY_LEN_MAX: usize = 64 << 10;
+/// A moved file and a storage host behind it need two.
+const REDIRECTS_MAX: usize = 5;
 /// Where credentials of machines live (EC2 and ECS, EKS, GCE): never behind a proxy.
 const LINK_LOCAL: &str =
     "169.254.169.254,169.254.170.2,169.254.170.23,[fd00:ec2::254],[fd00:ec2::23],metadata.google.internal";
@@ -45,7 +47,7 @@ pub(super) fn client() -> Result<reqwest::Client, Error> {
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
         .http1_only()
-        .redirect(reqwest::redirect::Policy::limited(5));
+        .redirect(reqwest::redirect::Policy::custom(follow));
     for proxy in proxies()? {
         builder = builder.proxy(proxy);
     }
@@ -57,6 +59,20 @@ pub(super) fn client() -> Result<reqwest::Client, Error> {
         builder = builder.tls_certs_merge(bundle);
     }
     builder.build().map_err(|e| settings(chain(&e)))
+}
+
+/// Follows a few redirects, and none from TLS to plain text: besides the bytes, it would carry the
+/// request of somebody who may ask for https only to whatever answers http near this machine, such
+/// as a metadata service.
+fn follow(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let from_tls = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+    if attempt.previous().len() > REDIRECTS_MAX {
+        attempt.error(format!("more than {REDIRECTS_MAX} redirects"))
+    } else if from_tls && attempt.url().scheme() != "https" {
+        attempt.error("the server redirects from https to plain http, which is not followed")
+    } else {
+        attempt.follow()
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one file of the user's that this layer reads")]

@@ -106,8 +106,11 @@ impl Catalog {
         // A torn last line goes too, so that the next record starts on a line of its own.
         if dropped > 0 || (garbage > GARBAGE_MIN && garbage > known.len()) {
             let text: Vec<u8> = known.values().flat_map(record::encode).collect();
-            fsx::replace_synced(&layout.scratch(), &path, &text).at("rewrite", &path)?;
-            file = OpenOptions::new().read(true).append(true).open(&path).at("open", &path)?;
+            match fsx::replace_synced(&layout.scratch(), &path, &text) {
+                Ok(()) => file = OpenOptions::new().read(true).append(true).open(&path).at("open", &path)?,
+                // On a full disk the store must open, or nothing could ever be removed from it.
+                Err(error) => tracing::warn!(path = %path.display(), %error, "the catalog stays as it is"),
+            }
         }
         let mut catalog = Self {
             file,

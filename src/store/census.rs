@@ -39,6 +39,8 @@ pub struct Census {
     pub blobs: HashMap<Digest, u64>,
     /// Blobs being filled, or left half-way.
     pub partials: Vec<PartialEntry>,
+    /// Bytes of blobs that nothing names and nobody holds: the next removal takes them along.
+    pub strays: u64,
 }
 
 impl Census {
@@ -46,7 +48,7 @@ impl Census {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let partials = self.partials.iter().map(|partial| partial.bytes);
-        self.blobs.values().copied().chain(partials).fold(0, u64::saturating_add)
+        self.blobs.values().copied().chain(partials).chain([self.strays]).fold(0, u64::saturating_add)
     }
 }
 
@@ -78,6 +80,12 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
         drop(catalog);
         let sources = vec![(record.id(), record.source, used)];
         census.add(layout, Entry { manifest: None, sources, blobs: blobs.into_iter().collect() });
+    }
+    for digest in sealed::all(layout)? {
+        if !census.blobs.contains_key(&digest) && !store.holds.is_held(&digest) {
+            let on_disk = sealed::find(layout, &digest).and_then(|path| path.metadata().ok());
+            census.strays += on_disk.map_or(0, |metadata| metadata.blocks() * 512);
+        }
     }
     Ok(census)
 }

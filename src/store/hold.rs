@@ -19,6 +19,11 @@ impl Holds {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether somebody holds the blob now.
+    pub(super) fn is_held(&self, digest: &Digest) -> bool {
+        self.counts().contains_key(digest)
+    }
+
     /// Runs `remove` unless somebody holds the blob; nobody can begin to hold it meanwhile.
     pub(super) fn unless_held<T>(&self, digest: &Digest, remove: impl FnOnce() -> T) -> Option<T> {
         let counts = self.counts();

@@ -39,12 +39,7 @@ impl Lock {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut owner = String::new();
-                // Best effort: the text only names the owner, the lock itself is the kernel's.
-                let _ = std::io::Read::by_ref(&mut file).take(OWNER_LEN_MAX).read_to_string(&mut owner);
-                let mut lines = owner.lines().map(str::trim);
-                let owner = lines.next().filter(|line| !line.is_empty()).unwrap_or("another process").to_owned();
-                let socket = lines.find_map(|line| line.strip_prefix(SOCKET_WORD)).map(PathBuf::from);
+                let (owner, socket) = read(&mut file);
                 return Err(Error::Busy { path: layout.base().to_owned(), owner, socket });
             }
             Err(errno) => return Err(errno).at("lock", &path),
@@ -58,4 +53,19 @@ impl Lock {
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })
     }
+}
+
+/// Owner and socket, as far as they can be read: the text only names them, the lock itself is the
+/// kernel's.
+fn read(file: &mut File) -> (String, Option<PathBuf>) {
+    let mut text = String::new();
+    let _ = file.take(OWNER_LEN_MAX).read_to_string(&mut text);
+    let mut lines = text.lines().map(str::trim);
+    let owner = lines.next().filter(|line| !line.is_empty()).unwrap_or("another process").to_owned();
+    (owner, lines.find_map(|line| line.strip_prefix(SOCKET_WORD)).map(PathBuf::from))
+}
+
+/// The socket of whoever took the store last.
+pub(super) fn last_socket(layout: &Layout) -> Option<PathBuf> {
+    read(&mut File::open(layout.lock()).ok()?).1
 }

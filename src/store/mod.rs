@@ -128,6 +128,12 @@ impl Store {
             && record.files.iter().filter_map(|file| file.digest).any(|d| recovery::is_unproven(self.layout(), &d))
     }
 
+    /// Where the last owner of a store took requests, if it did: it may be gone.
+    #[must_use]
+    pub fn last_socket(directory: &Path) -> Option<PathBuf> {
+        lock::last_socket(&Layout::new(directory, BootId::current()))
+    }
+
     fn lock_names(&self) -> MutexGuard<'_, ()> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,6 +7,7 @@ mod credentials;
 mod faults;
 mod gcs;
 mod journeys;
+mod node;
 mod sharing;
 mod support;
 mod web;
