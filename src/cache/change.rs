@@ -63,7 +63,11 @@ impl Cache {
                             leaving.push(*digest);
                         } else {
                             let users = book.users(digest);
-                            let who = if users.is_empty() { "it is pinned".into() } else { format!("{} uses it", users.join(", ")) };
+                            let who = if users.is_empty() {
+                                "it is pinned".into()
+                            } else {
+                                format!("{} uses it", users.join(", "))
+                            };
                             refused = Some(in_use(name, &who));
                         }
                     }

@@ -292,7 +292,7 @@ impl Cache {
                 ));
             }
         };
-        let mut ready = self.ready(wish, resident, started);
+        let mut ready = ready(wish, resident, started);
         if let Some(Flown { outcome, flight }) = flown {
             let named = |map: &std::collections::BTreeMap<&'static str, usize>| {
                 map.iter().map(|(name, count)| ((*name).to_owned(), *count as u64)).collect()
@@ -309,26 +309,9 @@ impl Cache {
         }
         self.metrics.served_from_cache(ready.bytes_here);
         ready.lease.clone_from(&lease);
-        let lease = lease
-            .filter(|_| wish.lease == LeaseWish::Caller)
-            .map(|id| CallersLease { cache: Arc::clone(self), id });
+        let lease =
+            lease.filter(|_| wish.lease == LeaseWish::Caller).map(|id| CallersLease { cache: Arc::clone(self), id });
         Ok(Some(Granted { ready, _lease: lease }))
-    }
-
-    fn ready(&self, wish: &Wish, resident: &Resident, started: Instant) -> Ready {
-        let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let tree = absolute(&resident.tree);
-        Ready {
-            source: wish.source.to_string(),
-            digest: resident.digest.to_string(),
-            root: tree.parent().unwrap_or(&tree).display().to_string(),
-            path: tree.display().to_string(),
-            files: resident.files,
-            bytes_total: resident.bytes,
-            bytes_here: resident.bytes,
-            seconds: started.elapsed().as_secs_f64(),
-            ..Ready::default()
-        }
     }
 
     fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {
@@ -410,8 +393,25 @@ struct Flown<'a> {
     flight: &'a Flight,
 }
 
+fn ready(wish: &Wish, resident: &Resident, started: Instant) -> Ready {
+    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let tree = absolute(&resident.tree);
+    Ready {
+        source: wish.source.to_string(),
+        digest: resident.digest.to_string(),
+        root: tree.parent().unwrap_or(&tree).display().to_string(),
+        path: tree.display().to_string(),
+        files: resident.files,
+        bytes_total: resident.bytes,
+        bytes_here: resident.bytes,
+        seconds: started.elapsed().as_secs_f64(),
+        ..Ready::default()
+    }
+}
+
 fn warn(tell: &mut (dyn FnMut(Event) + Send), source: &Source, why: &str) {
-    let message = format!("`{source}` is given as it was when its origin last answered, because now it does not: {why}");
+    let message =
+        format!("`{source}` is given as it was when its origin last answered, because now it does not: {why}");
     tracing::warn!("{message}");
     tell(Event::Warning { message });
 }

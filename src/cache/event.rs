@@ -83,11 +83,8 @@ impl Moving {
     #[must_use]
     pub fn of(source: &str, progress: &Progress, rate: u64, waiters: u32, since: Duration) -> Self {
         let (done, total) = (progress.bytes_done(), progress.bytes_total.load(Relaxed));
-        let named = |file: &Arc<FileProgress>| MovingFile {
-            path: file.path.clone(),
-            bytes: file.done(),
-            size: file.size,
-        };
+        let named =
+            |file: &Arc<FileProgress>| MovingFile { path: file.path.clone(), bytes: file.done(), size: file.size };
         Self {
             source: source.to_owned(),
             bytes_done: done.min(total),

@@ -207,19 +207,16 @@ mod tests {
                 let all: HashSet<Digest> = snapshot.candidates.iter().flat_map(|c| c.blobs.clone()).collect();
                 all.difference(&left).map(|blob| snapshot.blobs[blob]).sum()
             };
-            match snapshot.choose(least, least + more) {
-                Some(choice) => {
-                    prop_assert_eq!(goes(&choice), choice.frees);
-                    prop_assert!(choice.frees >= least);
-                    for victim in &choice.victims {
-                        let chosen = snapshot.candidates.iter().find(|c| c.victim == *victim).expect("a candidate");
-                        prop_assert_eq!(chosen.stays, None);
-                    }
+            if let Some(choice) = snapshot.choose(least, least + more) {
+                prop_assert_eq!(goes(&choice), choice.frees);
+                prop_assert!(choice.frees >= least);
+                for victim in &choice.victims {
+                    let chosen = snapshot.candidates.iter().find(|c| c.victim == *victim).expect("a candidate");
+                    prop_assert_eq!(chosen.stays, None);
                 }
-                None => {
-                    let everything = snapshot.choose(0, u64::MAX).expect("always possible");
-                    prop_assert!(everything.frees < least);
-                }
+            } else {
+                let everything = snapshot.choose(0, u64::MAX).expect("always possible");
+                prop_assert!(everything.frees < least);
             }
             let shares = snapshot.shares();
             let blobs: HashSet<Digest> = snapshot.candidates.iter().flat_map(|c| c.blobs.clone()).collect();

@@ -92,7 +92,8 @@ impl Listed {
             (None, Some(record)) => (record.files.len(), record.size()),
             (None, None) => (0, 0),
         };
-        let complete = kept.manifest.zip(manifest).is_some_and(|(digest, manifest)| view.is_complete(manifest, &digest));
+        let complete =
+            kept.manifest.zip(manifest).is_some_and(|(digest, manifest)| view.is_complete(manifest, &digest));
         let (state, bytes_here) = match (complete, kept.manifest.is_some(), record) {
             (true, _, Some(_)) => (State::Complete, bytes),
             (true, _, None) => (State::Superseded, bytes),

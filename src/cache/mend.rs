@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::Cache;
 use super::ensure::{LeaseWish, Wish};
 use super::repair::{Damage, Puller, repair};
 use super::verify::{Tell, VerifyEvent, verify};
-use super::Cache;
 use crate::domain::Source;
 use crate::fetch::{Cancel, Selection};
 use crate::report::Failure;

@@ -17,9 +17,9 @@ pub enum Owner {
     Process {
         /// Its pid, as the daemon sees it.
         pid: u32,
-        /// Field 22 of proc_pid_stat(5), in clock ticks since boot.
+        /// Field 22 of `proc_pid_stat(5)`, in clock ticks since boot.
         started: u64,
-        /// /proc/sys/kernel/random/boot_id.
+        /// `/proc/sys/kernel/random/boot_id`.
         boot: String,
     },
     /// A connection to this daemon; never written down.
@@ -145,15 +145,17 @@ mod tests {
         let kubelet = tempfile::tempdir().expect("a directory");
         let pod = Owner::parse("pod:5d0c").expect("a pod");
         assert_eq!(pod.life(kubelet.path()), Life::Unseen);
-        std::fs::create_dir_all(kubelet.path().join("pods/5d0c")).expect("created");
+        fs::create_dir_all(kubelet.path().join("pods/5d0c")).expect("created");
         assert_eq!(pod.life(kubelet.path()), Life::Alive);
-        std::fs::remove_dir(kubelet.path().join("pods/5d0c")).expect("removed");
+        fs::remove_dir(kubelet.path().join("pods/5d0c")).expect("removed");
         assert_eq!(pod.life(kubelet.path()), Life::Gone);
     }
 
     #[test]
     fn names_that_are_no_owners() {
-        for name in ["", "pod:", "pod:../x", "pod:a/b", "process:x", "process:0", "process:4294967295", "me", "connection"] {
+        for name in
+            ["", "pod:", "pod:../x", "pod:a/b", "process:x", "process:0", "process:4294967295", "me", "connection"]
+        {
             assert!(Owner::parse(name).is_err(), "{name}");
         }
     }

@@ -266,12 +266,7 @@ impl Residency {
         for digest in &manifests {
             tracing::info!(model = %digest.short(), "evicted");
         }
-        tracing::info!(
-            models = manifests.len(),
-            bytes_named = named,
-            bytes_freed = freed,
-            "made room"
-        );
+        tracing::info!(models = manifests.len(), bytes_named = named, bytes_freed = freed, "made room");
         let each = freed / (manifests.len() as u64).max(1);
         manifests.iter().for_each(|_| self.metrics.evicted(each));
         Ok(())

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Cache;
 use super::event::Moving;
 use super::wanted::WantedState;
-use super::Cache;
 use crate::report::text::unix;
 use crate::store;
 use crate::telemetry::{Gauges, Totals};

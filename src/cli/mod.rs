@@ -48,14 +48,14 @@ pub fn main() -> ExitCode {
     if !matches!(&cli.command, Command::Daemon(args) if !args.check) {
         start_log(&cli.common);
     }
-    let exit = run(console, cli).unwrap_or_else(|failure| {
+    let exit = run(console, &cli).unwrap_or_else(|failure| {
         console.failure(&failure);
         failure.exit
     });
     ExitCode::from(exit as u8)
 }
 
-fn run(console: Console, cli: Cli) -> Result<Exit, Failure> {
+fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
     let store = || store_directory(&cli.common);
     match &cli.command {
         Command::Prefetch(args) => {

@@ -59,7 +59,9 @@ impl Peer {
         loop {
             match self.client.call("POST", path, Some(&body.to_string())) {
                 Ok(answer) => return Ok(answer),
-                Err(client::Error::Unreachable { source, .. }) if is_starting(&source) && started.elapsed() < START_PATIENCE => {
+                Err(client::Error::Unreachable { source, .. })
+                    if is_starting(&source) && started.elapsed() < START_PATIENCE =>
+                {
                     std::thread::sleep(START_PAUSE);
                 }
                 Err(error) => return Err(self.failure(error)),
@@ -88,20 +90,31 @@ impl Peer {
     ///
     /// # Errors
     /// The daemon's own, and everything that keeps it from answering; [`Exit::Interrupted`].
-    pub async fn ask<T: DeserializeOwned>(&self, path: &'static str, body: Value, cancel: &Cancel) -> Result<T, Failure> {
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        body: Value,
+        cancel: &Cancel,
+    ) -> Result<T, Failure> {
         let peer = self.clone();
-        let asked = tokio::task::spawn_blocking(move || {
-            peer.call(path, &body)?.text().map_err(|error| peer.failure(error))
-        });
+        let asked =
+            tokio::task::spawn_blocking(move || peer.call(path, &body)?.text().map_err(|error| peer.failure(error)));
         let interrupted = |_| Failure::interrupted("the daemon may do what it was asked for all the same");
-        let text = cancel.guard(asked).await.map_err(interrupted)?.map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))??;
+        let text = cancel
+            .guard(asked)
+            .await
+            .map_err(interrupted)?
+            .map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))??;
         serde_json::from_str(&text).map_err(|error| self.other_version(&error))
     }
 
     fn other_version(&self, error: &serde_json::Error) -> Failure {
         Failure::hinted(
             Exit::Defect,
-            format!("larder's daemon at `{}` says what this larder does not know: {error}", self.client.socket().display()),
+            format!(
+                "larder's daemon at `{}` says what this larder does not know: {error}",
+                self.client.socket().display()
+            ),
             "are they of one version? `larder status` and `larder --version` tell",
         )
     }
@@ -127,7 +140,8 @@ impl Peer {
                 return Ok(last);
             }
         }
-        let message = format!("larder's daemon at `{}` went away in the middle of its answer", self.client.socket().display());
+        let message =
+            format!("larder's daemon at `{}` went away in the middle of its answer", self.client.socket().display());
         Err(Failure::hinted(Exit::Origin, message, AGAIN))
     }
 

@@ -71,11 +71,7 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
 }
 
 /// Brings source by source, by its place among the arguments.
-async fn all(
-    console: Console,
-    args: &Prefetch,
-    bring: impl AsyncFn(usize) -> Result<(), Failure>,
-) -> Exit {
+async fn all(console: Console, args: &Prefetch, bring: impl AsyncFn(usize) -> Result<(), Failure>) -> Exit {
     let mut exit = Exit::Done;
     for at in 0..args.sources.len() {
         if let Err(failure) = bring(at).await {
@@ -114,13 +110,7 @@ fn wish(args: &Prefetch, at: usize) -> Value {
     })
 }
 
-async fn ensure(
-    console: Console,
-    peer: &Peer,
-    args: &Prefetch,
-    at: usize,
-    cancel: &Cancel,
-) -> Result<Ready, Failure> {
+async fn ensure(console: Console, peer: &Peer, args: &Prefetch, at: usize, cancel: &Cancel) -> Result<Ready, Failure> {
     let mut watch = Watch::new(console);
     let heard = peer.events("/v1/ensure", wish(args, at), cancel, |event| {
         show(console, &mut watch, &event);

@@ -20,9 +20,10 @@ use crate::store::Store;
 /// A look at a large store takes a second; beyond this the daemon hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// To the upper left, and at the end away with what was below.
+/// How a terminal is drawn anew without flicker: from the upper left, what is left of each line and
+/// below the last one goes.
+const CLEAR: &str = "\x1b[2J";
 const HOME: &str = "\x1b[H";
-const CLEAR: &str = "\x1b[2J\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K\n";
 const CLEAR_BELOW: &str = "\x1b[J";
 
@@ -48,28 +49,28 @@ pub fn run(console: Console, store: Option<&Path>, args: &Status) -> Result<Exit
         console.data(&shown(console, &said)?);
         return Ok(Exit::Done);
     }
-    let screen = !console.json && io::stdout().is_terminal();
-    if screen {
+    let redraws = !console.json && io::stdout().is_terminal();
+    if redraws {
         console.data(CLEAR);
     }
     loop {
         let text = shown(console, &said)?;
-        if screen {
+        if redraws {
             console.data(&format!("{HOME}{}{CLEAR_BELOW}", text.replace('\n', CLEAR_LINE)));
         } else {
             console.data(&text);
         }
+        if !redraws && !console.json {
+            console.data("\n");
+        }
         said = loop {
             std::thread::sleep(WATCH_INTERVAL);
-            // Whoever watches wants to see a restart, not to miss its end.
+            // Whoever watches wants to see a restart, and how it ends.
             match ask(&client) {
                 Ok(said) => break said,
-                Err(error) => console.note(&format!("{error}")),
+                Err(error) => console.note(&error.to_string()),
             }
         };
-        if screen {
-            console.data(HOME);
-        }
     }
 }
 
@@ -95,16 +96,19 @@ fn find(store: Option<&Path>, flag: Option<&Path>) -> Result<(Client, String), F
         Some(socket) => vec![socket],
         None => store.and_then(Store::last_socket).into_iter().chain([client::SOCKET.into()]).collect(),
     };
-    let mut last = None;
+    let mut first = None;
     for socket in sockets {
         let client = Client::new(&socket).limits(Limits { answer_within: PATIENCE, silence_max: PATIENCE });
         match ask(&client) {
             Ok(said) => return Ok((client, said)),
-            Err(error @ client::Error::Unreachable { .. }) => last = Some((socket, error)),
+            Err(error @ client::Error::Unreachable { .. }) => first = first.or(Some((socket, error))),
             Err(error) => return Err(peer::failure_of(error)),
         }
     }
-    Err(last.map_or_else(|| Failure::new(Exit::Defect, "no socket to ask at"), |(socket, error)| unreachable(&socket, error)))
+    Err(first.map_or_else(
+        || Failure::new(Exit::Defect, "no socket to ask at"),
+        |(socket, error)| unreachable(&socket, error),
+    ))
 }
 
 fn ask(client: &Client) -> Result<String, client::Error> {
@@ -113,11 +117,13 @@ fn ask(client: &Client) -> Result<String, client::Error> {
 
 fn unreachable(socket: &Path, error: client::Error) -> Failure {
     match &error {
-        client::Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Failure::hinted(
-            Exit::Denied,
-            format!("the socket `{}` of larder's daemon refuses this user", socket.display()),
-            "run this as root, or as the user that the daemon runs as",
-        ),
+        client::Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Failure::hinted(
+                Exit::Denied,
+                format!("the socket `{}` of larder's daemon refuses this user", socket.display()),
+                "run this as root, or as the user that the daemon runs as",
+            )
+        }
         _ => Failure {
             hint: Some("`larder daemon` starts one; --socket and LARDER_SOCKET say where it listens".to_owned()),
             ..peer::failure_of(error)
@@ -151,7 +157,8 @@ fn section(name: &str, clauses: &[String]) -> String {
 
 fn disk(store: &Path, disk: &Disk) -> String {
     let used = disk.total.saturating_sub(disk.free);
-    let nearest = |part: u64| (u128::from(part) * 100 + u128::from(disk.total) / 2).checked_div(disk.total.into()).unwrap_or(0);
+    let nearest =
+        |part: u64| (u128::from(part) * 100 + u128::from(disk.total) / 2).checked_div(disk.total.into()).unwrap_or(0);
     let of_disk = [
         store.display().to_string(),
         format!("{} of {} in use ({} %)", bytes(used), bytes(disk.total), percent(used, disk.total)),
@@ -169,17 +176,16 @@ fn disk(store: &Path, disk: &Disk) -> String {
 
 fn counts(cache: &cache::Status) -> String {
     let (totals, scrub) = (&cache.totals, &cache.scrub);
-    let mut asked = vec![
-        format!("{} found here", totals.hits),
+    let asked = [
+        format!("since the start: {} found here", totals.hits),
         format!("{} joined a pull", totals.joins),
         format!("{} pulled", totals.pulls),
-        format!("{} given without the origin", totals.stale),
+        format!("{} given without asking the origin", totals.stale),
         format!("{} failed", totals.errors),
     ];
-    asked[0] = format!("since the start: {}", asked[0]);
     let moved = [
         format!("{} from origins", bytes(totals.bytes_from_origin)),
-        format!("{} that did not have to move", bytes(totals.bytes_from_cache)),
+        format!("{} did not have to move", bytes(totals.bytes_from_cache)),
         format!("{} evicted ({})", text::count(count(totals.evictions), "model"), bytes(totals.bytes_evicted)),
     ];
     let finished = scrub.last_finished.map_or_else(
@@ -189,9 +195,9 @@ fn counts(cache: &cache::Status) -> String {
     let hashed = [
         format!("{} hashed again", bytes(scrub.bytes)),
         finished,
-        format!("{} damaged", text::count(count(scrub.damaged), "blob")),
+        format!("{} damaged", text::count(count(scrub.damaged), "file")),
         format!("{} repaired", scrub.repaired),
-        format!("{} in all", text::count(count(totals.verification_failures), "mismatch").replace("mismatchs", "mismatches")),
+        format!("bytes were wrong {} in all", text::count(count(totals.verification_failures), "time")),
     ];
     section("asked", &asked) + &section("bytes", &moved) + &section("scrub", &hashed)
 }
@@ -217,7 +223,7 @@ fn moving(moving: &[Moving]) -> Option<String> {
         ]
     };
     let header = ["MOVING", "DONE", "RATE", "LEFT", "WAITING", "CONNECTIONS", "RETRIES"];
-    table(&header, moving.iter().map(row).collect())
+    table(&header, &moving.iter().map(row).collect::<Vec<_>>())
 }
 
 fn prefetch(states: &[WantedState]) -> Option<String> {
@@ -232,7 +238,7 @@ fn prefetch(states: &[WantedState]) -> Option<String> {
         let message = wanted.message.clone().unwrap_or_default();
         vec![wanted.source.clone(), pinned.to_owned(), state.to_owned(), message]
     };
-    table(&["PREFETCH", "PINNED", "STATE", ""], states.iter().map(row).collect())
+    table(&["PREFETCH", "PINNED", "STATE", ""], &states.iter().map(row).collect::<Vec<_>>())
 }
 
 fn leases(leases: &[LeaseStatus], now: SystemTime) -> Option<String> {
@@ -241,9 +247,79 @@ fn leases(leases: &[LeaseStatus], now: SystemTime) -> Option<String> {
         let source = lease.source.clone().unwrap_or_else(|| "-".to_owned());
         vec![source, short, lease.owner.clone(), text::duration(since(now, lease.since)), lease.id.clone()]
     };
-    table(&["IN USE", "MODEL", "BY", "SINCE", "LEASE"], leases.iter().map(row).collect())
+    table(&["IN USE", "MODEL", "BY", "SINCE", "LEASE"], &leases.iter().map(row).collect::<Vec<_>>())
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> Option<String> {
-    if rows.is_empty() { None } else { Some(text::table(header, &rows)) }
+fn table(header: &[&str], rows: &[Vec<String>]) -> Option<String> {
+    if rows.is_empty() { None } else { Some(text::table(header, rows)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(moving: &serde_json::Value, leases: &serde_json::Value, prefetch: &serde_json::Value) -> String {
+        const GIB: u64 = 1 << 30;
+        let said = json!({
+            "version": "0.1.0", "pid": 4711, "state": "serving", "started": 1000, "store": "/var/lib/larder",
+            "socket": "/run/larder/larder.sock", "models": 3, "pins": 1,
+            "disk": {"total": 100 * GIB, "free": 39 * GIB, "high": 80 * GIB - 1, "low": 70 * GIB - 1, "store": 40 * GIB,
+                "pinned": 12 * GIB, "leased": 8 * GIB, "evictable": 20 * GIB, "reserved": 2 * GIB},
+            "moving": moving, "leases": leases, "prefetch": prefetch,
+            "totals": {"bytes_from_origin": 40 * GIB, "bytes_from_cache": 400 * GIB, "hits": 120, "joins": 3, "pulls": 4,
+                "stale": 0, "errors": 1, "evictions": 1, "bytes_evicted": 20 * GIB, "verification_failures": 1},
+            "scrub": {"bytes": 5 * GIB, "damaged": 1, "repaired": 1, "last_finished": null},
+        });
+        let screen = screen(&serde_json::from_value(said).expect("a status"), text::at(1000 + 3 * 3600 + 300));
+        screen.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    #[test]
+    fn a_daemon_at_rest_on_a_screen() {
+        insta::assert_snapshot!(told(&json!([]), &json!([]), &json!([])), @"
+        larder 0.1.0 at /run/larder/larder.sock: serving, pid 4711, up 3 h 5 min
+        disk     /var/lib/larder, 61.0 GiB of 100.0 GiB in use (61 %),
+                 eviction above 80 % down to 70 %
+        store    40.0 GiB kept, 12.0 GiB pinned, 8.0 GiB in use, 20.0 GiB evictable,
+                 2.0 GiB reserved for pulls
+        asked    since the start: 120 found here, 3 joined a pull, 4 pulled,
+                 0 given without asking the origin, 1 failed
+        bytes    40.0 GiB from origins, 400.0 GiB did not have to move,
+                 1 model evicted (20.0 GiB)
+        scrub    5.0 GiB hashed again, not yet through the store, 1 file damaged,
+                 1 repaired, bytes were wrong 1 time in all
+        ");
+    }
+
+    #[test]
+    fn what_moves_what_is_wanted_and_what_is_used() {
+        let moving = json!({
+            "source": "s3://models/llama/", "bytes_done": 45, "bytes_total": 100, "bytes_moved": 45,
+            "bytes_per_second": 20, "seconds_left": 3, "files_done": 1, "files_total": 2, "connections": 8,
+            "retries": 1, "waiters": 3, "seconds": 2.5,
+        });
+        let mut listing = moving.clone();
+        listing["bytes_total"] = 0.into();
+        listing["seconds_left"] = serde_json::Value::Null;
+        let lease =
+            json!({"id": "8f3a", "owner": "pod:5d0c", "digest": "0".repeat(64), "source": null, "since": 11000});
+        let wanted = |state: &str, message: serde_json::Value| json!({"source": "gs://b/m", "pin": state == "ready", "state": state, "message": message});
+        let prefetch = json!([wanted("ready", serde_json::Value::Null), wanted("failed", "no such bucket".into())]);
+        let told = told(&json!([moving, listing]), &json!([lease]), &prefetch);
+        let tables = told.split_once("\n\n").expect("tables").1;
+        insta::assert_snapshot!(tables, @"
+        MOVING              DONE           RATE    LEFT  WAITING  CONNECTIONS  RETRIES
+        s3://models/llama/  45 % of 100 B  20 B/s  3 s   3        8            1
+        s3://models/llama/  listing        20 B/s  -     3        8            1
+
+        PREFETCH  PINNED  STATE
+        gs://b/m  yes     ready
+        gs://b/m  no      failed  no such bucket
+
+        IN USE  MODEL         BY        SINCE        LEASE
+        -       000000000000  pod:5d0c  18 min 20 s  8f3a
+        ");
+    }
 }

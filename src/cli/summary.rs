@@ -58,12 +58,8 @@ fn proofs(ready: &Ready) -> Vec<String> {
         clauses.push(format!("{all}{} proven equal to what was here by {}", count(equal), by.join(" or ")));
     }
     let without = ready.verified.get(BLAKE3_ONLY).copied().unwrap_or(0);
-    let compared: Vec<(&str, u64)> = ready
-        .verified
-        .iter()
-        .filter(|(by, _)| *by != BLAKE3_ONLY)
-        .map(|(by, files)| (by.as_str(), *files))
-        .collect();
+    let compared: Vec<(&str, u64)> =
+        ready.verified.iter().filter(|(by, _)| *by != BLAKE3_ONLY).map(|(by, files)| (by.as_str(), *files)).collect();
     // What an equal file was compared with is part of its proof.
     if !compared.is_empty() && equal < ready.files {
         let checked = ready.files.saturating_sub(without);

@@ -201,7 +201,10 @@ mod tests {
         assert_eq!(damaged(true, &[], None), "s3://b/m: a is missing\ns3://b/n: a is missing");
         assert!(damaged(false, &[(0, 9)], Some(4)).starts_with("s3://b/m: a is damaged: 4 bytes long instead of 9\n"));
         let many: Vec<(u64, u64)> = (0..9).map(|at| (2 * at, 2 * at + 1)).collect();
-        assert!(damaged(false, &many, None).ends_with("damaged in bytes 0-1, 2-3, 4-5, 6-7, 8-9, 10-11, 12-13, 14-15 and more"));
+        assert!(
+            damaged(false, &many, None)
+                .ends_with("damaged in bytes 0-1, 2-3, 4-5, 6-7, 8-9, 10-11, 12-13, 14-15 and more")
+        );
         let verified = |damaged, damaged_manifests, unfinished| {
             told(VerifyEvent::Verified { blobs: 2, bytes: 3 << 20, damaged, damaged_manifests, unfinished })
         };
@@ -213,6 +216,8 @@ mod tests {
         assert_eq!(told(VerifyEvent::Repaired { damaged: 1, damaged_manifests: 0, exit_code: 0 }), "1 file repaired");
         assert_eq!(told(VerifyEvent::Repaired { damaged: 1, damaged_manifests: 0, exit_code: 65 }), "");
         let lost = |files| told(VerifyEvent::NotRepairable { digest, files });
-        assert!(lost(0).contains("its manifest cannot") && lost(1).contains("its file") && lost(3).contains("its 3 files"));
+        assert!(
+            lost(0).contains("its manifest cannot") && lost(1).contains("its file") && lost(3).contains("its 3 files")
+        );
     }
 }

@@ -172,10 +172,10 @@ mod tests {
         );
         let (headline, bars) = drawn(&moving);
         assert!(headline.starts_with("s3://b/m: 3 of 9 files, "), "{headline}");
-        assert_eq!(bars.iter().map(|bar| bar.text.as_str()).collect::<Vec<_>>(), [
-            "12.0 MiB of 96.0 MiB, 20.0 MiB/s, 5 s left",
-            "w, 2.0 MiB"
-        ]);
+        assert_eq!(
+            bars.iter().map(|bar| bar.text.as_str()).collect::<Vec<_>>(),
+            ["12.0 MiB of 96.0 MiB, 20.0 MiB/s, 5 s left", "w, 2.0 MiB"]
+        );
         moving.seconds_left = Some(200);
         assert!(line(&moving).contains(", 3 min 20 s left,"));
     }

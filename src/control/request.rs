@@ -82,7 +82,8 @@ pub enum Unread {
 /// Reads a body as one JSON value.
 pub async fn read<T: DeserializeOwned>(body: hyper::body::Incoming) -> Result<T, Unread> {
     let wrong = |what: String| {
-        let hint = "want one JSON object as openapi.json has it: `curl --unix-socket SOCKET http://larder/v1/openapi.json`";
+        let hint =
+            "want one JSON object as openapi.json has it: `curl --unix-socket SOCKET http://larder/v1/openapi.json`";
         Unread::Wrong(Failure::hinted(Exit::Usage, what, hint))
     };
     let whole = tokio::time::timeout(BODY_PATIENCE, Limited::new(body, BODY_LEN_MAX).collect()).await;
@@ -92,6 +93,10 @@ pub async fn read<T: DeserializeOwned>(body: hyper::body::Incoming) -> Result<T,
         Ok(Err(error)) => return Err(wrong(format!("the request broke off: {error}"))),
         Err(_) => return Err(wrong(format!("no whole request within {} s", BODY_PATIENCE.as_secs()))),
     };
+    // A list would be taken too, its items for the fields in their order.
+    if whole.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(wrong("the request is not a JSON object".to_owned()));
+    }
     serde_json::from_slice(&whole).map_err(|error| wrong(format!("the request is not what this call takes: {error}")))
 }
 

@@ -41,7 +41,7 @@ pub async fn answer(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) 
 
 async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) -> Response<Body> {
     if let Err(refused) = check(rights, request.method(), request.uri().path()) {
-        return *refused;
+        return *refused.0;
     }
     if *request.method() == Method::POST && api.phase() == Phase::Stopping {
         let failure = Failure::hinted(Exit::Interrupted, "larder's daemon is stopping", "ask again in a moment");
@@ -60,13 +60,13 @@ async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) ->
         "/v1/release" => release(api, request).await,
         _ => Ok(answer::text(StatusCode::OK, "application/json", OPENAPI)),
     };
-    answered.unwrap_or_else(|refused| *refused)
+    answered.unwrap_or_else(|refused| *refused.0)
 }
 
 /// Whether there is such a call, and whether it may be made here.
-fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Box<Response<Body>>> {
+fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Refused> {
     let of_path: Vec<_> = CALLS.iter().filter(|(_, known, _)| *known == path).collect();
-    let refuse = |status, failure| Err(Box::new(answer::refusal(status, &failure)));
+    let refuse = |status, failure: Failure| Err(Refused::with(status, &failure));
     if of_path.is_empty() {
         let failure = Failure::hinted(Exit::Usage, format!("no call is named `{path}`"), "/v1/openapi.json lists them");
         return refuse(StatusCode::NOT_FOUND, failure);
@@ -74,7 +74,7 @@ fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Box<Response
     let Some((.., needed)) = of_path.iter().find(|(known, ..)| known == method) else {
         let methods: Vec<&str> = of_path.iter().map(|(method, ..)| method.as_str()).collect();
         let failure = Failure::new(Exit::Usage, format!("`{path}` takes {}", methods.join(" or ")));
-        return Err(Box::new(answer::not_allowed(answer::refusal(StatusCode::METHOD_NOT_ALLOWED, &failure), &methods)));
+        return Err(Refused(Box::new(answer::not_allowed(answer::refusal(StatusCode::METHOD_NOT_ALLOWED, &failure), &methods))));
     };
     if *needed == Rights::Admin && rights == Rights::Use {
         let failure = Failure::hinted(
@@ -87,26 +87,37 @@ fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Box<Response
     Ok(())
 }
 
-type Answered = Result<Response<Body>, Box<Response<Body>>>;
+/// Boxed, because it is large and rare.
+struct Refused(Box<Response<Body>>);
 
-fn refused(failure: &Failure) -> Box<Response<Body>> {
-    Box::new(answer::refusal(answer::status_of(failure.exit), failure))
+impl Refused {
+    fn with(status: StatusCode, failure: &Failure) -> Self {
+        Self(Box::new(answer::refusal(status, failure)))
+    }
 }
 
-async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Box<Response<Body>>> {
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self::with(answer::status_of(failure.exit), &failure)
+    }
+}
+
+type Answered = Result<Response<Body>, Refused>;
+
+async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refused> {
     match request::read(request.into_body()).await {
         Ok(body) => Ok(body),
         Err(Unread::TooLong) => {
             let failure = Failure::new(Exit::Usage, "the request is longer than any call needs");
-            Err(Box::new(answer::refusal(StatusCode::PAYLOAD_TOO_LARGE, &failure)))
+            Err(Refused::with(StatusCode::PAYLOAD_TOO_LARGE, &failure))
         }
-        Err(Unread::Wrong(failure)) => Err(refused(&failure)),
+        Err(Unread::Wrong(failure)) => Err(failure.into()),
     }
 }
 
 async fn ensure(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
     let body: EnsureBody = read(request).await?;
-    let wish = body.wish(api).map_err(|failure| refused(&failure))?;
+    let wish = body.wish(api)?;
     let (lines, response) = answer::lines();
     let api = Arc::clone(api);
     tokio::spawn(async move {
@@ -151,7 +162,7 @@ async fn give(api: &Arc<Api>, wish: &Wish, sync: bool, lines: &Lines) {
 }
 
 async fn models(api: &Arc<Api>) -> Answered {
-    let listed = api.cache.list().await.map_err(|failure| refused(&failure))?;
+    let listed = api.cache.list().await?;
     Ok(answer::json(StatusCode::OK, &json!({ "models": listed })))
 }
 
@@ -159,9 +170,9 @@ async fn model(api: &Arc<Api>, query: &str) -> Answered {
     let named = query.split('&').find_map(|pair| pair.strip_prefix("name="));
     let decoded = named.and_then(|name| percent_encoding::percent_decode_str(name).decode_utf8().ok());
     let Some(name) = decoded.filter(|name| !name.is_empty()) else {
-        return Err(refused(&Failure::new(Exit::Usage, "want /v1/model?name=SOURCE, or 6 or more digits of a digest")));
+        return Err(Failure::new(Exit::Usage, "want /v1/model?name=SOURCE, or 6 or more digits of a digest").into());
     };
-    let shown = api.cache.show(name.into_owned()).await.map_err(|failure| refused(&failure))?;
+    let shown = api.cache.show(name.into_owned()).await?;
     Ok(answer::json(StatusCode::OK, &shown))
 }
 
@@ -170,8 +181,8 @@ async fn status(api: &Arc<Api>) -> Answered {
     let status = tokio::task::spawn_blocking(move || cache.status()).await;
     let status = match status {
         Ok(Ok(status)) => status,
-        Ok(Err(error)) => return Err(refused(&error.into())),
-        Err(panic) => return Err(refused(&Failure::new(Exit::Defect, panic.to_string()))),
+        Ok(Err(error)) => return Err(Failure::from(error).into()),
+        Err(panic) => return Err(Failure::new(Exit::Defect, panic.to_string()).into()),
     };
     let mut value = serde_json::to_value(&status).unwrap_or_default();
     if let Some(object) = value.as_object_mut() {
@@ -187,18 +198,18 @@ async fn status(api: &Arc<Api>) -> Answered {
 
 async fn set_pinned(api: &Arc<Api>, request: Request<Incoming>, pinned: bool) -> Answered {
     let ModelBody { model } = read(request).await?;
-    let models = api.cache.set_pinned(model, pinned).await.map_err(|failure| refused(&failure))?;
+    let models = api.cache.set_pinned(model, pinned).await?;
     Ok(answer::json(StatusCode::OK, &json!({"models": models, "pinned": pinned})))
 }
 
 async fn remove(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
     let RemoveBody { models } = read(request).await?;
-    let freed = api.cache.remove(models.clone()).await.map_err(|failure| refused(&failure))?;
+    let freed = api.cache.remove(models.clone()).await?;
     Ok(answer::json(StatusCode::OK, &json!({"removed": models, "bytes_freed": freed})))
 }
 
 async fn release(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
     let ReleaseBody { lease } = read(request).await?;
-    let released = api.cache.release(lease).await.map_err(|failure| refused(&failure))?;
+    let released = api.cache.release(lease).await?;
     Ok(answer::json(StatusCode::OK, &json!({ "released": released })))
 }

@@ -38,7 +38,10 @@ pub async fn run(cache: Arc<Cache>) {
             Ok(Ok(Pressure::Stuck { over })) => {
                 if complained.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
                     complained = Some(Instant::now());
-                    tracing::warn!(bytes = over, "the file system is beyond the high watermark, and nothing may be evicted");
+                    tracing::warn!(
+                        bytes = over,
+                        "the file system is beyond the high watermark, and nothing may be evicted"
+                    );
                 }
             }
             Ok(Err(error)) => {

@@ -1,7 +1,7 @@
 //! What the process asks of the kernel before it starts.
 
-use rustix::process::{Resource, getrlimit, setrlimit, umask};
 use rustix::fs::Mode;
+use rustix::process::{Resource, getrlimit, setrlimit, umask};
 
 /// Takes every descriptor that is allowed, and lets others read what is made.
 ///

@@ -145,7 +145,9 @@ async fn prove(cache: Arc<Cache>, phase: Arc<watch::Sender<Phase>>) {
     let proving = Arc::clone(&cache);
     match tokio::task::spawn_blocking(move || proving.store().prove()).await {
         Ok(Ok(recovered)) => tell_recovered(&recovered),
-        Ok(Err(error)) => tracing::error!(%error, "what the last boot left cannot be proven: it is fetched again when asked for"),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "what the last boot left cannot be proven: it is fetched again when asked for");
+        }
         Err(panic) => tracing::error!(%panic, "proving what the last boot left failed"),
     }
     cache.set_proven();

@@ -1,4 +1,4 @@
-//! Follows the prefetch list: a mounted ConfigMap changes under the daemon, and only its list of
+//! Follows the prefetch list: a mounted `ConfigMap` changes under the daemon, and only its list of
 //! models counts without a restart.
 
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::cache::{Cache, Want};
 use crate::config::{Config, Loaded};
 use crate::fetch::Selection;
 
-/// kubelet brings a changed ConfigMap within a minute; a look costs one small read.
+/// kubelet brings a changed `ConfigMap` within a minute; a look costs one small read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Brings what the list names, now and whenever it changes.

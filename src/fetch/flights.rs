@@ -100,6 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "what the attribute makes of it")]
     async fn one_fills_and_the_others_wait_for_the_end() {
         let flights = Arc::new(Flights::default());
         let Claim::Mine(claimed) = flights.claim(&id("a")) else { panic!("nobody has it") };

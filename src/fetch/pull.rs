@@ -100,10 +100,11 @@ impl Pull {
         for _ in 0..LISTINGS_MAX {
             let listing = self.list(&tools.wire).await?;
             let mut files = known::look_up(tools, &self.source, listing.objects).await?;
-            let missing = files.iter().any(|file| file.have.is_none());
-            let _turn = match missing {
-                true => Some(tools.wire.cancel.guard(self.engine.pulls.acquire()).await?),
-                false => None,
+            // With nothing missing there is no turn to wait for.
+            let _turn = if files.iter().any(|file| file.have.is_none()) {
+                Some(tools.wire.cancel.guard(self.engine.pulls.acquire()).await?)
+            } else {
+                None
             };
             // What an earlier listing reserved may not be wanted any more.
             tools.reserved = None;

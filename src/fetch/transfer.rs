@@ -124,7 +124,18 @@ impl<'a> Transfer<'a> {
         }
         let (sinks, transfers) = (files.iter().map(|_| None).collect(), vec![0; files.len()]);
         let seed = u64::from(std::process::id());
-        Self { tools, files, sinks, transfers, changed: Vec::new(), queue, tasks: JoinSet::new(), working: 0, failure: None, seed }
+        Self {
+            tools,
+            files,
+            sinks,
+            transfers,
+            changed: Vec::new(),
+            queue,
+            tasks: JoinSet::new(),
+            working: 0,
+            failure: None,
+            seed,
+        }
     }
 
     /// Runs to the end. Positions of files that changed at the origin meanwhile come back; all
@@ -225,8 +236,7 @@ impl<'a> Transfer<'a> {
             }
             Done::Part(_, Ok(None)) => {}
             Done::Part(at, Ok(Some(verdict))) => self.judge(at, verdict).await,
-            Done::Part(at, Err(error)) => self.lose(at, error),
-            Done::Released(at, Err(error)) => self.lose(at, error),
+            Done::Part(at, Err(error)) | Done::Released(at, Err(error)) => self.lose(at, error),
             Done::Released(at, Ok(())) => match known::here(&self.tools.store, &self.tools.hold, &self.files[at].id) {
                 Some(have) => self.found(at, have),
                 // It failed there, or nobody waited for it there any more: it is ours to move.

@@ -11,11 +11,11 @@ Exit codes:
    64  usage: an argument or a setting is wrong
    65  integrity: bytes do not match their checksum or digest
    66  not found: no such bucket, prefix, object or model
-   69  origin trouble: it could not be reached, or failed for too long
+   69  origin trouble: it, or the daemon, could not be reached or failed too long
    70  a defect of larder
    74  disk: full, read-only, or failing
-   75  busy: another process owns the store
-   77  denied: the origin refuses, or there are no credentials
+   75  busy: another process owns the store, or somebody uses the model
+   77  denied: the origin or the daemon refuses, or there are no credentials
   130  interrupted; the next call goes on from there";
 
 /// How the process ends.
@@ -57,16 +57,19 @@ pub struct Failure {
 
 impl Failure {
     /// A failure without a hint.
+    #[must_use]
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { message: message.into(), hint: None, exit }
     }
 
     /// A failure and what to do next.
+    #[must_use]
     pub fn hinted(exit: Exit, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { message: message.into(), hint: Some(hint.into()), exit }
     }
 
     /// Ctrl-C or SIGTERM, and what that leaves.
+    #[must_use]
     pub fn interrupted(hint: &str) -> Self {
         Self::hinted(Exit::Interrupted, "interrupted", hint)
     }
@@ -180,8 +183,12 @@ fn no_room(shortage: &Shortage) -> Failure {
         let (evictable, pinned, leased) = (bytes(evictable), bytes(*pinned), bytes(*leased));
         format!(", {evictable} evictable, {pinned} pinned, {leased} in use")
     });
-    let message =
-        format!("not enough room in `{}`: {} needed, {} free{below}{others}", path.display(), bytes(*needed), bytes(*free));
+    let message = format!(
+        "not enough room in `{}`: {} needed, {} free{below}{others}",
+        path.display(),
+        bytes(*needed),
+        bytes(*free)
+    );
     Failure::hinted(
         Exit::Disk,
         message,

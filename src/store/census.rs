@@ -63,11 +63,11 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
             None => unfinished.push((record, used)),
         }
     }
-    let all: HashSet<Digest> =
-        models::all_manifests(layout)?.into_iter().chain(of_manifest.keys().copied()).collect();
+    let all: HashSet<Digest> = models::all_manifests(layout)?.into_iter().chain(of_manifest.keys().copied()).collect();
     for digest in all {
         // One that cannot be read keeps nothing we know of; what shows that is `verify`.
-        let files = models::read_manifest(layout, &digest).map(|manifest| manifest.files().to_vec()).unwrap_or_default();
+        let files =
+            models::read_manifest(layout, &digest).map(|manifest| manifest.files().to_vec()).unwrap_or_default();
         let sources = of_manifest.remove(&digest).unwrap_or_default();
         let blobs = files.into_iter().map(|file| file.digest).collect();
         census.add(layout, Entry { manifest: Some(digest), sources, blobs });

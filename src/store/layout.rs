@@ -125,8 +125,20 @@ impl Layout {
     pub(super) fn directories(&self) -> Vec<PathBuf> {
         let mut all = vec![self.base.clone(), self.root.clone()];
         all.extend(
-            ["blobs", "values", "fresh", "partial", "scratch", "manifests", "sources", "models", "leases", "pins", "state"]
-                .map(|d| self.root.join(d)),
+            [
+                "blobs",
+                "values",
+                "fresh",
+                "partial",
+                "scratch",
+                "manifests",
+                "sources",
+                "models",
+                "leases",
+                "pins",
+                "state",
+            ]
+            .map(|d| self.root.join(d)),
         );
         all.push(self.fresh());
         all

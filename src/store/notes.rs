@@ -44,13 +44,15 @@ pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Re
     let mut notes = Vec::new();
     for name in fsx::names(&directory).at("list", &directory)?.into_iter().take(NOTE_COUNT_MAX) {
         let path = directory.join(&name);
-        let text = fsx::read_bounded(&path, NOTE_LEN_MAX).at("read", &path)?;
-        match record::decode(text.strip_suffix(b"\n").unwrap_or(&text)) {
-            Some(note) => notes.push((name, note)),
-            None => {
-                tracing::warn!(path = %path.display(), "a damaged note was removed");
-                fsx::remove_if_there(&path).at("remove", &path)?;
-            }
+        let text = match fsx::read_bounded(&path, NOTE_LEN_MAX) {
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => Vec::new(),
+            other => other.at("read", &path)?,
+        };
+        if let Some(note) = record::decode(text.strip_suffix(b"\n").unwrap_or(&text)) {
+            notes.push((name, note));
+        } else {
+            tracing::warn!(path = %path.display(), "a damaged note was removed");
+            fsx::remove_if_there(&path).at("remove", &path)?;
         }
     }
     Ok(notes)

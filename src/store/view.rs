@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use super::boot::BootId;
 use super::{
-    Error, Exported, Layout, ObjectId, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
+    Error, Exported, Layout, ObjectId, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery,
+    sealed,
 };
 use crate::domain::{Digest, Manifest};
 

@@ -159,7 +159,8 @@ fn the_store_is_named_by_flag_then_environment_then_home() {
 fn every_help_fits_a_screen() {
     let mut larder = Larder::new::<&str, &str>([]);
     larder.set("COLUMNS", "80");
-    for command in ["", "prefetch", "ls", "inspect", "path", "export", "verify", "rm", "completions"] {
+    let commands = ["prefetch", "ls", "inspect", "path", "export", "verify", "rm", "pin", "unpin", "status", "daemon"];
+    for command in [&["", "completions"], &commands[..]].concat() {
         let args: Vec<&str> = [command, "--help"].into_iter().filter(|arg| !arg.is_empty()).collect();
         let help = larder.ok(&args).stdout;
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");

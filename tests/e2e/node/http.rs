@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub struct Answer {
     pub status: u16,
     /// Names in lower case.
-    pub headers: Vec<(String, String)>,
+    headers: Vec<(String, String)>,
     body: Box<dyn Read + Send>,
 }
 
@@ -76,6 +76,11 @@ impl Answer {
         Ok(Self { status, headers, body })
     }
 
+    /// A header by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     /// The whole body.
     #[track_caller]
     pub fn text(mut self) -> String {
@@ -88,7 +93,11 @@ impl Answer {
     #[track_caller]
     pub fn json(self) -> Value {
         let text = self.text();
-        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")) }
+        if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+        }
     }
 
     /// The body line by line.

@@ -1,8 +1,18 @@
 //! A node: the daemon as a process of its own, with a store, sockets and a kubelet's directory,
 //! and the pods and people that ask it.
 
+mod contract;
 pub mod http;
+mod leases;
+mod metrics;
+mod offline;
 mod pods;
+mod readme;
+mod schema;
+mod settings;
+mod start;
+mod stopping;
+mod wanted;
 
 use std::fs;
 use std::path::{Path, PathBuf};

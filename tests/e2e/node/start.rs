@@ -1,0 +1,75 @@
+//! A daemon serves as soon as it runs, whatever lies in its store.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use larder_origins::Checksums;
+use serde_json::json;
+
+use super::Node;
+use crate::support::origin_with_model;
+
+const BLOBS: usize = 10_000;
+/// What is promised of a release build, and what a debug build on a busy machine may take.
+const START_MAX: Duration = Duration::from_secs(if cfg!(debug_assertions) { 4 } else { 1 });
+
+/// A node with a model of so many tiny files in its store, brought by the command line; its source.
+fn with_many_blobs(node: &mut Node) -> String {
+    let directory = node.path("many");
+    for file in 0..BLOBS {
+        let path = directory.join(format!("{:02}", file % 100)).join(format!("{file}.json"));
+        if file < 100 {
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        }
+        fs::write(path, format!("{{\"n\":{file}}}")).expect("a file");
+    }
+    let source = format!("file://{}", directory.display());
+    let ran = node.larder(&["prefetch", "-q", &source]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    node.set("sources", &format!("[\"s3://\", \"{source}\"]"));
+    source
+}
+
+/// The directory of what this boot has not synced yet.
+fn fresh(node: &Node) -> PathBuf {
+    let boots = fs::read_dir(node.store().join("v1/fresh")).expect("boots").map(|entry| entry.expect("an entry").path());
+    let boots: Vec<PathBuf> = boots.collect();
+    assert_eq!(boots.len(), 1, "{boots:?}");
+    boots[0].clone()
+}
+
+#[test]
+fn a_store_of_ten_thousand_blobs_is_served_within_a_second() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let mut node = Node::at(&origin);
+    let begun = Instant::now();
+    let source = with_many_blobs(&mut node);
+    eprintln!("{BLOBS} blobs brought in {:?}", begun.elapsed());
+    let first = node.start();
+    let again = node.restart();
+    eprintln!("{BLOBS} blobs: served {first:?} after the start, {again:?} after a crash");
+    assert!(first < START_MAX && again < START_MAX, "{first:?} {again:?}\n{}", node.log());
+    let ready = node.ready(&json!({"source": source}));
+    assert_eq!((&ready["files"], &ready["bytes_moved"]), (&json!(BLOBS), &json!(0)));
+
+    // As after a reboot: nothing that was not synced is believed, and all of it is hashed first.
+    node.kill();
+    let fresh = fresh(&node);
+    fs::rename(&fresh, fresh.with_file_name("00000000-0000-4000-8000-000000000000")).expect("another boot");
+    let rebooted = node.start();
+    let status = node.status();
+    eprintln!("served {rebooted:?} after a reboot, {} then", status["state"]);
+    assert!(rebooted < START_MAX, "{rebooted:?}\n{}", node.log());
+    assert_eq!(status["state"], "recovering");
+    // Others are served meanwhile.
+    let begun = Instant::now();
+    assert_eq!(node.ready(&json!({"source": "s3://models/m/config.json"}))["files"], 1);
+    assert_eq!(node.status()["state"], "recovering", "a pull took {:?} beside it", begun.elapsed());
+    // Who asks for what is being hashed waits for that, and nothing moves.
+    let ready = node.ready(&json!({"source": source}));
+    assert_eq!((&ready["files"], &ready["bytes_moved"]), (&json!(BLOBS), &json!(0)));
+    eprintln!("all of it proven {:?} after the start", begun.elapsed());
+    node.until("it has recovered", |status| status["state"] == "serving");
+    assert!(node.log().contains(&format!("blobs={BLOBS}")), "{}", node.log());
+}
