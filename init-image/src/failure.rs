@@ -1,4 +1,4 @@
-//! How a call ends when it ends badly. The codes are those of `larder` (its `src/cli/exit.rs`).
+//! How a call ends when it ends badly. The codes are those of `larder` (its `src/report/exit.rs`).
 
 /// An argument, a setting or the pod's own set-up is wrong.
 pub const USAGE: u8 = 64;

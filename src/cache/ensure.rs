@@ -198,11 +198,12 @@ impl Cache {
                 Wait::Landed(Landing { result: Err(failure), unanswered: true }) => (failure.message.clone(), failure),
                 Wait::Landed(Landing { result: Err(failure), .. }) => return Err(failure),
                 Wait::OutOfPatience => {
+                    // The flight goes on, or a slow origin's news would never arrive.
+                    tokio::spawn(async move { seat.landed().await });
                     let why = format!("no listing within {} s", ORIGIN_PATIENCE.as_secs());
                     (why.clone(), Failure::new(Exit::Origin, why))
                 }
             };
-            drop(seat);
             self.answers.note(&key, Answer::Missing(why.clone()));
             let Some(resident) = stand_in else { return Err(not_fresh(failure, here.is_some())) };
             warn(tell, &wish.source, &why);
@@ -269,6 +270,7 @@ impl Cache {
             );
             tell(Event::Warning { message });
         }
+        let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
         let lease = blocking(move || {
             let residency = &cache.residency;
@@ -278,11 +280,16 @@ impl Cache {
             if lease.is_ok() {
                 residency.store.view().touch(&taken.record);
             }
-            Ok(lease)
+            // The caller may have gone by now: then this is dropped, and with it the lease.
+            let held = |id: String| {
+                let callers = is_callers.then(|| CallersLease { cache: Arc::clone(&cache), id: id.clone() });
+                (id, callers)
+            };
+            Ok(lease.map(|id| id.map(held)))
         })
         .await?;
-        let lease = match lease {
-            Ok(lease) => lease,
+        let (id, lease) = match lease {
+            Ok(lease) => lease.unzip(),
             Err(Refused::Leaving) => return Ok(None),
             Err(Refused::TooMany) => {
                 return Err(Failure::hinted(
@@ -308,10 +315,8 @@ impl Cache {
             ready.mismatches = moving.mismatches;
         }
         self.metrics.served_from_cache(ready.bytes_here);
-        ready.lease.clone_from(&lease);
-        let lease =
-            lease.filter(|_| wish.lease == LeaseWish::Caller).map(|id| CallersLease { cache: Arc::clone(self), id });
-        Ok(Some(Granted { ready, _lease: lease }))
+        ready.lease = id;
+        Ok(Some(Granted { ready, _lease: lease.flatten() }))
     }
 
     fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {

@@ -36,7 +36,7 @@ use crate::report::{Exit, Failure};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 
-pub use book::Book;
+pub use book::{Book, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};

@@ -32,7 +32,8 @@ impl ChunkHasher {
         self.hasher.update(bytes);
     }
 
-    /// The chunk's value. Only meaningful after exactly the chunk's bytes.
+    /// The chunk's value. Before its last byte it is the value of the bytes so far, which merges
+    /// with nothing, but tells whether they are the same.
     #[must_use]
     pub fn finish(&self) -> ChunkValue {
         if self.only_chunk { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }

@@ -3,6 +3,7 @@
 //! CRCs are taken per chunk, in any order, and combined. SHA-256 and MD5 know one order only:
 //! they follow the front of what has arrived, reading it back from the page cache.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError, TryLockError};
 
 use bytes::Bytes;
@@ -145,16 +146,16 @@ impl Front {
         let Some(hasher) = &mut self.hasher else { return Ok(()) };
         let present = partial.present();
         while self.next < partial.grid().chunk_count() && present.contains(ChunkIndex(self.next)) {
-            read_back(partial, ChunkIndex(self.next), &mut |bytes| hasher.update(bytes))?;
+            let chunk = partial.grid().chunk_range(ChunkIndex(self.next));
+            read_back(partial, chunk, &mut |bytes| hasher.update(bytes))?;
             self.next += 1;
         }
         Ok(())
     }
 }
 
-/// Reads one chunk that is there.
-fn read_back(partial: &Partial, index: ChunkIndex, take: &mut dyn FnMut(&[u8])) -> Result<(), store::Error> {
-    let range = partial.grid().chunk_range(index);
+/// Reads bytes that are there.
+pub fn read_back(partial: &Partial, range: Range<u64>, take: &mut dyn FnMut(&[u8])) -> Result<(), store::Error> {
     let mut buffer = Vec::new();
     let mut at = range.start;
     while at < range.end {
@@ -170,7 +171,7 @@ fn read_back(partial: &Partial, index: ChunkIndex, take: &mut dyn FnMut(&[u8])) 
 fn reread(algorithm: CrcAlgorithm, partial: &Partial) -> Result<u64, store::Error> {
     let mut crc = crc_fast::Digest::new(algorithm);
     for index in 0..partial.grid().chunk_count() {
-        read_back(partial, ChunkIndex(index), &mut |bytes| crc.update(bytes))?;
+        read_back(partial, partial.grid().chunk_range(ChunkIndex(index)), &mut |bytes| crc.update(bytes))?;
     }
     Ok(crc.finalize())
 }

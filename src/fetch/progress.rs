@@ -83,6 +83,12 @@ impl Progress {
         self.active.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, file));
     }
 
+    /// Bytes of a file that were counted as here before are not: they are fetched again.
+    pub(super) fn lost(&self, file: &FileProgress, bytes: u64) {
+        self.bytes_here.fetch_sub(bytes, Relaxed);
+        file.done.fetch_sub(bytes, Relaxed);
+    }
+
     pub(super) fn moved(&self, bytes: u64) {
         self.bytes_moved.fetch_add(bytes, Relaxed);
     }

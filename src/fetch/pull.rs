@@ -108,7 +108,7 @@ impl Pull {
             };
             // What an earlier listing reserved may not be wanted any more.
             tools.reserved = None;
-            tools.reserved = Some(Arc::new(self.announce_and_reserve(&files).await?));
+            tools.reserved = Some(Arc::new(self.reserve_and_announce(&files).await?));
             self.count(&files);
             let moved_on = Transfer::new(tools.clone(), &mut files).run().await?;
             match moved_on.first() {
@@ -162,20 +162,18 @@ impl Pull {
         record
     }
 
-    /// Writes down what the source names, and refuses before the first byte when it cannot fit.
-    async fn announce_and_reserve(&self, files: &[Wanted]) -> Result<Reservation, Error> {
+    /// Refuses before the first byte when it cannot fit, and writes down what the source names.
+    async fn reserve_and_announce(&self, files: &[Wanted]) -> Result<Reservation, Error> {
         let record = self.record(files);
         let missing: Vec<ObjectId> = files.iter().filter(|f| f.have.is_none()).map(|f| f.id.clone()).collect();
         let engine = Arc::clone(&self.engine);
         blocking(move || {
             let store = engine.store();
-            store.announce(&record)?;
             let wants = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
-            let reserved = engine.room.reserve(store, wants);
-            if reserved.is_err() {
-                store.retract(&record)?;
-            }
-            reserved
+            // Room first: on a full disk there is none for the record either until something went.
+            let reserved = engine.room.reserve(store, wants)?;
+            store.announce(&record)?;
+            Ok(reserved)
         })
         .await
     }

@@ -225,7 +225,7 @@ impl<'a> Transfer<'a> {
                     }
                     Opened::Filling(sink, object) => {
                         self.files[at].object = object;
-                        self.queue.opened(at, grid, sink.partial.present().missing_runs());
+                        self.queue.opened(at, grid, sink.partial.missing_runs().into_iter());
                         self.sinks[at] = Some(sink);
                     }
                 }
@@ -494,6 +494,7 @@ async fn part(
         Arc::clone(&tools.wire.progress),
         ChunkIndex(chunks.start),
     );
+    let sink = if sink.is_begun() { blocking(move || Ok(sink.go_on())).await? } else { sink };
     if !tools.wire.part(&object, sink, end, seed).await? {
         return Ok(None);
     }

@@ -11,7 +11,7 @@ Exit codes:
    64  usage: an argument or a setting is wrong
    65  integrity: bytes do not match their checksum or digest
    66  not found: no such bucket, prefix, object or model
-   69  origin trouble: it, or the daemon, could not be reached or failed too long
+   69  origin trouble: it, or the daemon, cannot be reached or failed too long
    70  a defect of larder
    74  disk: full, read-only, or failing
    75  busy: another process owns the store, or somebody uses the model

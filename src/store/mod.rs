@@ -44,7 +44,7 @@ pub use hold::Hold;
 pub use layout::Layout;
 pub use models::{SourceFile, SourceRecord};
 pub use notes::Shelf;
-pub use partial::{ChunkRecord, Partial};
+pub use partial::{ChunkRecord, Partial, Prefix};
 pub use recovery::Recovered;
 pub use space::Space;
 pub use view::{Kept, View};
@@ -327,19 +327,6 @@ impl Store {
             return Ok(());
         }
         models::write_source(self.layout(), source)
-    }
-
-    /// Takes back what [`Store::announce`] wrote, of a source that nothing has come of.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn retract(&self, source: &SourceRecord) -> Result<(), Error> {
-        let path = self.layout().source(&source.id());
-        let kept = models::find_source(self.layout(), &source.id())?;
-        if kept.is_some_and(|kept| kept.manifest.is_none() && self.view.bytes_present(&kept) == 0) {
-            fsx::remove_if_there(&path).at("remove", &path)?;
-        }
-        Ok(())
     }
 
     /// Publishes a complete model: manifest, tree, and the source that names it.

@@ -5,10 +5,15 @@
 //! (where the page cache is the truth) a record proves its bytes. After another boot every
 //! recorded chunk is hashed again before it counts.
 //!
+//! Of a chunk that is being filled, the journal says how far it is: whoever goes on with it in the
+//! same boot reads that prefix back and asks for the rest. After another boot prefixes are dropped.
+//!
 //! Dropping a partial leaves its files: that is the resumable state.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::{Mutex, PoisonError};
 
@@ -32,9 +37,14 @@ struct Header {
 }
 
 const JOURNAL_FORM: u32 = 1;
-/// index (4) + CRC of the chunk (8) + value (32) + check (8).
+/// index (4) + CRC of the chunk, or length of the prefix (8) + value (32) + check (8).
 const RECORD_LEN: usize = 52;
 const CHECK_AT: usize = 44;
+/// Set in the index of a record of a prefix. No grid has that many chunks.
+const PREFIX_FLAG: u32 = 1 << 31;
+/// A prefix is recorded when it has grown by this part of a chunk: the journal's length has a
+/// bound, however small the steps in which bytes arrive.
+const PREFIX_STEPS: u64 = 16;
 
 /// What a chunk left behind when it was complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,10 +55,83 @@ pub struct ChunkRecord {
     pub crc: u64,
 }
 
+/// The first bytes of a chunk, while the rest is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prefix {
+    /// How many; fewer than the chunk has.
+    pub len: u64,
+    /// What a [`ChunkHasher`] makes of them alone.
+    pub value: ChunkValue,
+}
+
+/// What is there of a blob.
 #[derive(Debug)]
-struct State {
+struct Here {
+    grid: Grid,
     present: ChunkSet,
     records: Vec<ChunkRecord>,
+    /// Of chunks that are missing.
+    prefixes: BTreeMap<ChunkIndex, Prefix>,
+}
+
+impl Here {
+    fn nothing(grid: Grid) -> Self {
+        let records = vec![ChunkRecord::default(); grid.chunk_count() as usize];
+        Self { grid, present: ChunkSet::empty(&grid), records, prefixes: BTreeMap::new() }
+    }
+
+    fn add(&mut self, index: ChunkIndex, chunk: ChunkRecord) {
+        if let Some(slot) = self.records.get_mut(index.0 as usize) {
+            *slot = chunk;
+            self.present.insert(index);
+            self.prefixes.remove(&index);
+        }
+    }
+
+    fn begin(&mut self, index: ChunkIndex, prefix: Prefix) {
+        let range = self.grid.chunk_range(index);
+        if prefix.len > 0 && prefix.len < range.end - range.start && !self.present.contains(index) {
+            self.prefixes.insert(index, prefix);
+        }
+    }
+
+    fn apply(&mut self, record: Record) {
+        match record {
+            Record::Chunk(index, chunk) => self.add(index, chunk),
+            Record::Prefix(index, prefix) => self.begin(index, prefix),
+        }
+    }
+
+    /// Whether a prefix is worth a record: long enough beyond the one that has it.
+    fn is_news(&self, index: ChunkIndex, prefix: Prefix) -> bool {
+        let known = self.prefixes.get(&index).map_or(0, |known| known.len);
+        !self.present.contains(index) && prefix.len >= known + self.grid.chunk_len() / PREFIX_STEPS
+    }
+
+    fn bytes(&self) -> u64 {
+        let missing = self.present.missing_runs().map(|run| self.grid.byte_range(run));
+        let missing: u64 = missing.map(|range| range.end - range.start).sum();
+        self.grid.size() - missing + self.prefixes.values().map(|prefix| prefix.len).sum::<u64>()
+    }
+
+    /// The runs of absent chunks; one that has a prefix begins a run.
+    fn missing_runs(&self) -> Vec<Range<u32>> {
+        let mut runs = Vec::new();
+        for run in self.present.missing_runs() {
+            let mut start = run.start;
+            for (begun, _) in self.prefixes.range(ChunkIndex(start + 1)..ChunkIndex(run.end)) {
+                runs.push(start..begun.0);
+                start = begun.0;
+            }
+            runs.push(start..run.end);
+        }
+        runs
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    here: Here,
     journal: File,
 }
 
@@ -87,11 +170,7 @@ impl Partial {
         let bytes = fsx::create_new(&bytes_path).at("create", &bytes_path)?;
         fsx::allocate(&bytes, grid.size()).at("allocate", &bytes_path)?;
         let journal = start_journal(layout, &id, crc, &journal_path)?;
-        let state = State {
-            present: ChunkSet::empty(&grid),
-            records: vec![ChunkRecord::default(); grid.chunk_count() as usize],
-            journal,
-        };
+        let state = State { here: Here::nothing(grid), journal };
         let (layout, state) = (layout.clone(), Mutex::new(state));
         Ok(Self { id, file_id, grid, crc, bytes, layout, state, resumed: 0 })
     }
@@ -125,32 +204,41 @@ impl Partial {
         self.resumed
     }
 
-    /// Bytes of the chunks that are there now.
+    /// Bytes of the chunks that are there now, and of the prefixes.
     #[must_use]
     pub fn bytes_present(&self) -> u64 {
-        let state = self.state();
-        let missing: u64 = state
-            .present
-            .missing_runs()
-            .map(|run| {
-                let r = self.grid.byte_range(run);
-                r.end - r.start
-            })
-            .sum();
-        self.grid.size() - missing
+        self.state().here.bytes()
     }
 
     /// A copy of the set of chunks that are there.
     #[must_use]
     pub fn present(&self) -> ChunkSet {
-        self.state().present.clone()
+        self.state().here.present.clone()
+    }
+
+    /// What to ask for: the runs of absent chunks, cut so that a chunk with a prefix begins one.
+    #[must_use]
+    pub fn missing_runs(&self) -> Vec<Range<u32>> {
+        self.state().here.missing_runs()
+    }
+
+    /// How far an absent chunk is written. Bytes that were read back count once they have the
+    /// prefix's value.
+    #[must_use]
+    pub fn prefix(&self, index: ChunkIndex) -> Option<Prefix> {
+        self.state().here.prefixes.get(&index).copied()
+    }
+
+    /// Forgets a prefix whose bytes are not what they were: the chunk starts anew.
+    pub fn drop_prefix(&self, index: ChunkIndex) {
+        self.state().here.prefixes.remove(&index);
     }
 
     /// The records of all chunks, once every chunk is there.
     #[must_use]
     pub fn records(&self) -> Option<Vec<ChunkRecord>> {
         let state = self.state();
-        state.present.is_complete().then(|| state.records.clone())
+        state.here.present.is_complete().then(|| state.here.records.clone())
     }
 
     /// Writes slices at a byte offset. They do not count until [`Partial::record`].
@@ -169,24 +257,30 @@ impl Partial {
         self.bytes.read_exact_at(buffer, offset).at("read", self.layout.partial_bytes(&self.file_id))
     }
 
-    /// Records that a chunk's bytes are written and what they hash to. True when that was the
-    /// last chunk missing.
+    /// Records that the bytes of whole chunks, and of the beginning of one more, are written, and
+    /// what they hash to: at most one system call. True when no chunk is missing any more.
     ///
     /// # Errors
     /// [`Error::Io`] when the journal cannot be appended to.
-    pub fn record(&self, index: ChunkIndex, chunk: ChunkRecord) -> Result<bool, Error> {
-        let mut state = self.state();
-        if !state.present.contains(index) {
-            state
-                .journal
-                .write_all(&encode_record(index, &chunk))
-                .at("append to", self.layout.partial_journal(&self.file_id))?;
-            state.present.insert(index);
-            if let Some(slot) = state.records.get_mut(index.0 as usize) {
-                *slot = chunk;
-            }
+    pub fn record(
+        &self,
+        whole: &[(ChunkIndex, ChunkRecord)],
+        begun: Option<(ChunkIndex, Prefix)>,
+    ) -> Result<bool, Error> {
+        let mut guard = self.state();
+        let State { here, journal } = &mut *guard;
+        let whole = whole.iter().filter(|(index, _)| !here.present.contains(*index));
+        let begun = begun.filter(|&(index, prefix)| here.is_news(index, prefix));
+        let records: Vec<Record> = whole
+            .map(|&(index, chunk)| Record::Chunk(index, chunk))
+            .chain(begun.map(|(index, prefix)| Record::Prefix(index, prefix)))
+            .collect();
+        if !records.is_empty() {
+            let lines: Vec<u8> = records.iter().flat_map(Record::encode).collect();
+            journal.write_all(&lines).at("append to", self.layout.partial_journal(&self.file_id))?;
+            records.into_iter().for_each(|record| here.apply(record));
         }
-        Ok(state.present.is_complete())
+        Ok(here.present.is_complete())
     }
 
     /// Tells the kernel to start writing a byte range to the disk, and waits for it where `wait`.
@@ -252,17 +346,11 @@ pub(super) fn sealed_before(layout: &Layout, id: &ObjectId) -> Result<Option<Dig
     if layout.partial_bytes(&file_id).exists() {
         return Ok(None);
     }
-    let Some((header, records)) = read_journal(layout, &file_id, &grid).filter(|(header, _)| header.id == *id) else {
+    let Some((header, here)) = read_journal(layout, &file_id, grid).filter(|(header, _)| header.id == *id) else {
         return Ok(None);
     };
-    let mut values: Vec<Option<ChunkValue>> = vec![None; grid.chunk_count() as usize];
-    for (index, record) in records {
-        if let Some(slot) = values.get_mut(index.0 as usize) {
-            *slot = Some(record.value);
-        }
-    }
-    let values: Option<Vec<ChunkValue>> = values.into_iter().collect();
-    let digest = values.and_then(|values| root_digest(&grid, &values));
+    let values: Vec<ChunkValue> = here.records.iter().map(|record| record.value).collect();
+    let digest = here.present.is_complete().then(|| root_digest(&grid, &values)).flatten();
     // In another boot, recovery has proven or dropped what this boot's directory holds.
     let digest = digest.filter(|digest| super::sealed::find(layout, digest).is_some());
     tracing::debug!(uri = %header.id.uri, ?digest, "found a journal without its bytes");
@@ -277,31 +365,48 @@ fn start_journal(layout: &Layout, id: &ObjectId, crc: Option<CrcKind>, path: &st
     Ok(journal)
 }
 
-fn encode_record(index: ChunkIndex, chunk: &ChunkRecord) -> [u8; RECORD_LEN] {
-    let mut bytes = [0; RECORD_LEN];
-    bytes[..4].copy_from_slice(&index.0.to_le_bytes());
-    bytes[4..12].copy_from_slice(&chunk.crc.to_le_bytes());
-    bytes[12..CHECK_AT].copy_from_slice(&chunk.value);
-    let check = blake3::hash(&bytes[..CHECK_AT]);
-    bytes[CHECK_AT..].copy_from_slice(&check.as_bytes()[..RECORD_LEN - CHECK_AT]);
-    bytes
+/// One entry of a journal.
+#[derive(Clone, Copy)]
+enum Record {
+    Chunk(ChunkIndex, ChunkRecord),
+    Prefix(ChunkIndex, Prefix),
 }
 
-fn decode_record(bytes: &[u8; RECORD_LEN]) -> Option<(ChunkIndex, ChunkRecord)> {
-    let check = blake3::hash(&bytes[..CHECK_AT]);
-    if bytes[CHECK_AT..] != check.as_bytes()[..RECORD_LEN - CHECK_AT] {
-        return None;
+impl Record {
+    fn encode(&self) -> [u8; RECORD_LEN] {
+        let (index, number, value) = match self {
+            Self::Chunk(index, chunk) => (index.0, chunk.crc, chunk.value),
+            Self::Prefix(index, prefix) => (index.0 | PREFIX_FLAG, prefix.len, prefix.value),
+        };
+        let mut bytes = [0; RECORD_LEN];
+        bytes[..4].copy_from_slice(&index.to_le_bytes());
+        bytes[4..12].copy_from_slice(&number.to_le_bytes());
+        bytes[12..CHECK_AT].copy_from_slice(&value);
+        let check = blake3::hash(&bytes[..CHECK_AT]);
+        bytes[CHECK_AT..].copy_from_slice(&check.as_bytes()[..RECORD_LEN - CHECK_AT]);
+        bytes
     }
-    let index = u32::from_le_bytes(bytes[..4].try_into().ok()?);
-    let crc = u64::from_le_bytes(bytes[4..12].try_into().ok()?);
-    let value: ChunkValue = bytes[12..CHECK_AT].try_into().ok()?;
-    Some((ChunkIndex(index), ChunkRecord { value, crc }))
+
+    fn decode(bytes: &[u8; RECORD_LEN]) -> Option<Self> {
+        let check = blake3::hash(&bytes[..CHECK_AT]);
+        if bytes[CHECK_AT..] != check.as_bytes()[..RECORD_LEN - CHECK_AT] {
+            return None;
+        }
+        let index = u32::from_le_bytes(bytes[..4].try_into().ok()?);
+        let number = u64::from_le_bytes(bytes[4..12].try_into().ok()?);
+        let value: ChunkValue = bytes[12..CHECK_AT].try_into().ok()?;
+        Some(if index & PREFIX_FLAG == 0 {
+            Self::Chunk(ChunkIndex(index), ChunkRecord { value, crc: number })
+        } else {
+            Self::Prefix(ChunkIndex(index & !PREFIX_FLAG), Prefix { len: number, value })
+        })
+    }
 }
 
 /// Reads a journal and opens the bytes; `None` when there is nothing that can be trusted.
 fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<Option<Resumed>, Error> {
     let (bytes_path, journal_path) = (layout.partial_bytes(file_id), layout.partial_journal(file_id));
-    let Some((header, recorded)) = read_journal(layout, file_id, &grid) else { return Ok(None) };
+    let Some((header, mut here)) = read_journal(layout, file_id, grid) else { return Ok(None) };
     if header.id != *id {
         return Ok(None);
     }
@@ -311,56 +416,59 @@ fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<O
     if bytes.metadata().at("read", &bytes_path)?.len() != grid.size() {
         return Ok(None);
     }
-    let same_boot = header.boot == *layout.boot();
-    let mut present = ChunkSet::empty(&grid);
-    let mut records = vec![ChunkRecord::default(); grid.chunk_count() as usize];
-    for (index, chunk) in recorded {
-        if index.0 >= grid.chunk_count() || !(same_boot || chunk_is(&bytes, &grid, index, &chunk.value)) {
-            continue;
+    let all = (0..grid.chunk_count()).map(ChunkIndex);
+    if header.boot != *layout.boot() {
+        here.prefixes.clear();
+        for index in all.clone() {
+            if here.present.contains(index) && !chunk_is(&bytes, &grid, index, &here.records[index.0 as usize].value) {
+                here.present.remove(index);
+            }
         }
-        present.insert(index);
-        records[index.0 as usize] = chunk;
     }
-    // The journal is written anew: it drops torn records and carries this boot's id.
+    // The journal is written anew: it drops torn and superseded records and carries this boot's id.
     let scratch = fsx::scratch_name(&layout.scratch());
     let mut journal = start_journal(layout, id, header.crc, &scratch)?;
-    let live = (0..grid.chunk_count()).map(ChunkIndex).filter(|&index| present.contains(index));
-    let lines: Vec<u8> = live.flat_map(|index| encode_record(index, &records[index.0 as usize])).collect();
+    let chunks = all.filter(|&index| here.present.contains(index));
+    let chunks = chunks.map(|index| Record::Chunk(index, here.records[index.0 as usize]));
+    let prefixes = here.prefixes.iter().map(|(&index, &prefix)| Record::Prefix(index, prefix));
+    let lines: Vec<u8> = chunks.chain(prefixes).flat_map(|record| record.encode()).collect();
     journal.write_all(&lines).at("write", &scratch)?;
     std::fs::rename(&scratch, &journal_path).at("replace", &journal_path)?;
-    Ok(Some((bytes, header.crc, State { present, records, journal })))
+    Ok(Some((bytes, header.crc, State { here, journal })))
 }
 
 type Resumed = (File, Option<CrcKind>, State);
 
 /// Bytes that the journal of a partial promises, without opening it for filling.
 pub(super) fn peek(layout: &Layout, id: &ObjectId) -> u64 {
-    let grid = Grid::of_size(id.size);
-    let Some((header, records)) = read_journal(layout, &id.file_id(), &grid) else { return 0 };
+    let Some((header, mut here)) = read_journal(layout, &id.file_id(), Grid::of_size(id.size)) else { return 0 };
     if header.id != *id {
         return 0;
     }
-    let mut present = ChunkSet::empty(&grid);
-    let lens =
-        records.into_iter().filter(|(index, _)| present.insert(*index)).map(|(index, _)| grid.chunk_range(index));
-    lens.map(|range| range.end - range.start).sum()
+    if header.boot != *layout.boot() {
+        here.prefixes.clear();
+    }
+    here.bytes()
 }
 
 /// The URI of the object a partial is a copy of.
 pub(super) fn uri_of(layout: &Layout, file_id: &str) -> Option<String> {
-    read_journal(layout, file_id, &Grid::of_size(0)).map(|(header, _)| header.id.uri)
+    read_journal(layout, file_id, Grid::of_size(0)).map(|(header, _)| header.id.uri)
 }
 
-/// Header and records of a journal, as far as their checks are right.
-fn read_journal(layout: &Layout, file_id: &str, grid: &Grid) -> Option<(Header, Vec<(ChunkIndex, ChunkRecord)>)> {
-    // Header of at most 64 KiB, then at most twice the records a full blob has.
-    let len_max = (64 << 10) + 2 * RECORD_LEN as u64 * u64::from(grid.chunk_count());
+/// What a journal says, as far as its checks are right.
+fn read_journal(layout: &Layout, file_id: &str, grid: Grid) -> Option<(Header, Here)> {
+    // Header of at most 64 KiB. A chunk has its record, and less than `PREFIX_STEPS` before it;
+    // twice that where its prefix was dropped. What a longer journal has beyond is not read.
+    let len_max = (64 << 10) + 2 * PREFIX_STEPS * RECORD_LEN as u64 * u64::from(grid.chunk_count());
     let mut text = Vec::new();
     File::open(layout.partial_journal(file_id)).ok()?.take(len_max).read_to_end(&mut text).ok()?;
     let end = text.iter().position(|&byte| byte == b'\n')?;
     let header = record::decode::<Header>(&text[..end]).filter(|header| header.larder_partial == JOURNAL_FORM)?;
+    let mut here = Here::nothing(grid);
     let (records, _torn) = text[end + 1..].as_chunks::<RECORD_LEN>();
-    Some((header, records.iter().filter_map(decode_record).collect()))
+    records.iter().filter_map(Record::decode).for_each(|record| here.apply(record));
+    Some((header, here))
 }
 
 /// Whether the bytes on disk still hash to the recorded value.
@@ -403,7 +511,25 @@ mod tests {
         partial.write_at(range.start, &[Bytes::copy_from_slice(slice)]).expect("write");
         let mut hasher = ChunkHasher::new(partial.grid(), ChunkIndex(index));
         hasher.update(slice);
-        partial.record(ChunkIndex(index), ChunkRecord { value: hasher.finish(), crc: 7 }).expect("record")
+        let record = ChunkRecord { value: hasher.finish(), crc: 7 };
+        partial.record(&[(ChunkIndex(index), record)], None).expect("record")
+    }
+
+    const KIB: u64 = 1 << 10;
+
+    /// Says that so many bytes of a chunk are written.
+    fn begin(partial: &Partial, index: u32, len: u64) {
+        let prefix = Prefix { len, value: [9; 32] };
+        assert!(!partial.record(&[], Some((ChunkIndex(index), prefix))).expect("record"));
+    }
+
+    fn prefix_len(partial: &Partial, index: u32) -> u64 {
+        partial.prefix(ChunkIndex(index)).map_or(0, |prefix| prefix.len)
+    }
+
+    fn records_in(layout: &Layout, partial: &Partial) -> usize {
+        let text = std::fs::read(layout.partial_journal(&partial.file_id)).expect("a journal");
+        (text.len() - text.iter().position(|&byte| byte == b'\n').expect("a line") - 1) / RECORD_LEN
     }
 
     fn hold() -> Hold {
@@ -503,5 +629,97 @@ mod tests {
         fill(&Partial::open(&layout, id(2 << 20), None).expect("open"), &bytes, 0);
         let other = ObjectId { version: Version::Etag("\"2\"".into()), ..id(2 << 20) };
         assert_eq!(Partial::open(&layout, other, None).expect("open").bytes_resumed(), 0);
+    }
+
+    #[test]
+    fn a_prefix_counts_within_its_boot_and_begins_a_run() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let one = layout(directory.path(), "one");
+        let bytes = content(8 << 20);
+        let partial = Partial::open(&one, id(8 << 20), None).expect("open");
+        fill(&partial, &bytes, 2);
+        [(4, 100), (4, 300), (0, 64), (6, 1023)].into_iter().for_each(|(index, len)| begin(&partial, index, len * KIB));
+        let expected = (1024 + 300 + 64 + 1023) * KIB;
+        assert_eq!(partial.bytes_present(), expected);
+        drop(partial);
+        for _ in 0..2 {
+            assert_eq!(peek(&one, &id(8 << 20)), expected);
+            let partial = Partial::open(&one, id(8 << 20), None).expect("open");
+            assert_eq!(partial.bytes_resumed(), expected);
+            assert_eq!(partial.missing_runs(), [0..2, 3..4, 4..6, 6..8]);
+            assert_eq!(partial.prefix(ChunkIndex(4)), Some(Prefix { len: 300 * KIB, value: [9; 32] }));
+            assert_eq!(records_in(&one, &partial), 4, "what is superseded is not kept");
+        }
+        let two = layout(directory.path(), "two");
+        assert_eq!(peek(&two, &id(8 << 20)), 1 << 20);
+        let partial = Partial::open(&two, id(8 << 20), None).expect("open");
+        assert_eq!((partial.bytes_resumed(), partial.prefix(ChunkIndex(4))), (1 << 20, None));
+        assert_eq!(partial.missing_runs(), [0..2, 3..8]);
+        assert_eq!(records_in(&two, &partial), 1);
+    }
+
+    #[test]
+    fn a_whole_chunk_takes_the_place_of_its_prefix() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let bytes = content(2 << 20);
+        let partial = Partial::open(&layout, id(2 << 20), None).expect("open");
+        begin(&partial, 0, 512 * KIB);
+        assert!(!fill(&partial, &bytes, 0));
+        begin(&partial, 0, 700 * KIB);
+        assert_eq!((partial.bytes_present(), partial.prefix(ChunkIndex(0))), (1 << 20, None));
+        drop(partial);
+        let partial = Partial::open(&layout, id(2 << 20), None).expect("open");
+        assert_eq!((partial.bytes_resumed(), partial.prefix(ChunkIndex(0))), (1 << 20, None));
+        begin(&partial, 1, 512 * KIB);
+        assert!(fill(&partial, &bytes, 1));
+        assert_eq!(partial.seal(&hold()).expect("seal"), Digest::of(&bytes));
+    }
+
+    #[test]
+    fn a_torn_record_of_a_prefix_leaves_the_one_before_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let partial = Partial::open(&layout, id(2 << 20), None).expect("open");
+        begin(&partial, 1, 200 * KIB);
+        begin(&partial, 1, 400 * KIB);
+        let journal = layout.partial_journal(&partial.file_id);
+        drop(partial);
+        let len = std::fs::metadata(&journal).expect("stat").len();
+        OpenOptions::new().write(true).open(&journal).expect("open").set_len(len - 3).expect("truncate");
+        let partial = Partial::open(&layout, id(2 << 20), None).expect("open");
+        assert_eq!(prefix_len(&partial, 1), 200 * KIB);
+    }
+
+    #[test]
+    fn prefixes_that_no_chunk_can_have_are_ignored() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let id = id((2 << 20) + 5);
+        let partial = Partial::open(&layout, id.clone(), None).expect("open");
+        let mut journal =
+            OpenOptions::new().append(true).open(layout.partial_journal(&partial.file_id)).expect("a journal");
+        for (index, len) in [(0, 0), (0, 1 << 20), (1, u64::MAX), (2, 5), (2, 6), (3, 1), (!PREFIX_FLAG, 1)] {
+            let record = Record::Prefix(ChunkIndex(index), Prefix { len, value: [0; 32] });
+            journal.write_all(&record.encode()).expect("written");
+        }
+        drop(partial);
+        assert_eq!(peek(&layout, &id), 0);
+        let partial = Partial::open(&layout, id, None).expect("open");
+        assert_eq!((partial.bytes_resumed(), partial.missing_runs()), (0, vec![0..3]));
+    }
+
+    #[test]
+    fn the_journal_stays_short_however_small_the_steps() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layout = layout(directory.path(), "boot");
+        let bytes = content(2 << 20);
+        let partial = Partial::open(&layout, id(2 << 20), None).expect("open");
+        (1..1024).for_each(|len| begin(&partial, 0, len * KIB));
+        assert_eq!(prefix_len(&partial, 0), 960 * KIB);
+        partial.drop_prefix(ChunkIndex(0));
+        (1..1024).for_each(|len| begin(&partial, 0, len * KIB));
+        fill(&partial, &bytes, 0);
+        assert!(records_in(&layout, &partial) < 2 * usize::try_from(PREFIX_STEPS).expect("few"));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use larder::control::{self, Rights};
 use larder_origins::{Checksums, Fault};
 use serde_json::{Value, json};
 
-use super::{Node, http, schema};
+use super::{Node, damage, http, schema};
 use crate::support::origin_with_model;
 
 /// How long the daemon waits for a head, or for a body.
@@ -199,7 +198,7 @@ fn every_answer_is_as_the_file_has_it() {
     contract.ok(&admin, "POST", "/v1/unpin", &json!({"model": digest[..8]}));
 
     contract.ok(&admin, "POST", "/v1/verify", &json!({}));
-    damage(Path::new(ready["path"].as_str().expect("a path")));
+    damage(&Path::new(ready["path"].as_str().expect("a path")).join("model-00002-of-00003.safetensors"));
     let verified = contract.ok(&admin, "POST", "/v1/verify", &json!({"model": source}));
     assert_eq!((&verified["event"], &verified["damaged"]), (&json!("verified"), &json!(1)), "{verified}");
     let repaired = contract.ok(&admin, "POST", "/v1/verify", &json!({"model": null, "repair": true}));
@@ -238,18 +237,6 @@ fn every_answer_is_as_the_file_has_it() {
     ] {
         assert!(contract.answered.contains(seen), "{seen} was not seen: {:#?}", contract.answered);
     }
-}
-
-/// Flips a bit of one shard on disk.
-fn damage(model: &Path) {
-    let file = model.join("model-00002-of-00003.safetensors");
-    let mode = file.metadata().expect("a file").permissions();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("a mode");
-    let opened = std::fs::File::options().read(true).write(true).open(&file).expect("a file");
-    let mut byte = [0];
-    opened.read_exact_at(&mut byte, 3 << 20).expect("a byte");
-    opened.write_all_at(&[byte[0] ^ 1], 3 << 20).expect("written");
-    std::fs::set_permissions(&file, mode).expect("a mode");
 }
 
 #[test]

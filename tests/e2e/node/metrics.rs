@@ -3,62 +3,72 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use larder_origins::{Checksums, Fault};
+use larder_origins::{Checksums, Fault, Front, Noise, Origin};
 use serde_json::json;
 
 use super::{Node, http};
 use crate::support::origin_with_model;
 
-/// Series by name and labels, as they stand in the text.
-fn scrape(address: &str) -> BTreeMap<String, f64> {
+/// Series by name and labels, as they stand in the text, with their values in whole numbers.
+fn scrape(address: &str) -> BTreeMap<String, u64> {
     let answer = http::ask_tcp(address, "GET", "/metrics").expect("an answer");
     assert_eq!(answer.status, 200);
     let text = answer.text();
     assert!(text.ends_with("# EOF\n"), "it is whole");
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
     let sample = |line: &str| {
         let (series, value) = line.rsplit_once(' ').expect("a sample");
-        (series.to_owned(), value.parse().expect("a number"))
+        let value: f64 = value.parse().expect("a number");
+        (series.to_owned(), format!("{value:.0}").parse().expect("not below 0"))
     };
-    samples.map(sample).collect()
+    text.lines().filter(|line| !line.starts_with('#')).map(sample).collect()
 }
 
+/// A node whose metrics are looked at again and again.
 struct Scrapes {
     address: String,
-    last: BTreeMap<String, f64>,
+    last: BTreeMap<String, u64>,
 }
 
 impl Scrapes {
-    /// By how much every series has changed since the last look, if it has; but for times and the
-    /// disk, which others change too.
-    fn changes(&mut self) -> BTreeMap<String, i64> {
+    /// Looks, and asserts that since the last look these series have grown by that much, and no
+    /// other; but for times, for the disk, which others change too, and for what is measured in
+    /// its blocks.
+    #[track_caller]
+    fn grew(&mut self, what: &str, expected: &[(&str, u64)]) {
+        let left_out = ["_seconds_sum", "_seconds_bucket", "control_requests", "_scrubbed_", "disk_", "store_"];
+        let blocks = ["larder_pinned_bytes", "larder_leased_bytes", "larder_evictable_bytes", "larder_reserved_bytes"];
         let now = scrape(&self.address);
         let before = std::mem::replace(&mut self.last, now.clone());
-        let left_out = ["_seconds_sum", "_seconds_bucket", "larder_disk_", "larder_control_requests", "_scrubbed_", "larder_store_"];
-        #[expect(clippy::cast_possible_truncation, reason = "counts")]
-        let changed = now.iter().map(|(name, value)| {
-            (name.clone(), (value - before.get(name).copied().unwrap_or(0.0)) as i64)
+        let counts = |name: &str| !left_out.iter().any(|part| name.contains(part)) && !blocks.contains(&name);
+        let grown = now.into_iter().filter_map(|(name, value)| {
+            let growth = value.saturating_sub(before.get(&name).copied().unwrap_or(0));
+            (growth > 0 && counts(&name)).then_some((name, growth))
         });
-        changed.filter(|(name, change)| *change != 0 && !left_out.iter().any(|part| name.contains(part))).collect()
+        let expected = expected.iter().map(|(name, growth)| (format!("larder_{name}"), *growth));
+        assert_eq!(grown.collect::<BTreeMap<_, _>>(), expected.collect(), "{what}");
     }
-}
 
-fn expected(pairs: &[(&str, u64)]) -> BTreeMap<String, i64> {
-    pairs.iter().map(|(name, change)| (format!("larder_{name}"), i64::try_from(*change).expect("small"))).collect()
+    /// Asserts what the store's bytes are there for, in whole blocks of the disk: pinned, in use,
+    /// evictable, promised to pulls.
+    #[track_caller]
+    fn shares(&self, expected: [u64; 4]) {
+        for (share, bytes) in ["pinned", "leased", "evictable", "reserved"].iter().zip(expected) {
+            let is = self.last[&format!("larder_{share}_bytes")];
+            assert!((bytes..=bytes + bytes / 10).contains(&is), "{share}: {is}, and not {bytes}");
+        }
+    }
 }
 
 #[test]
 fn the_metrics_move_as_models_do() {
     let (origin, model) = origin_with_model(Checksums::multipart());
-    let (len, len_json) = (model.len(), model.files["config.json"].len() as u64);
+    let len = model.len();
     let mut node = Node::at(&origin);
     let address = node.listen();
     node.start();
     let mut scrapes = Scrapes { last: scrape(&address), address };
-    let build = format!("larder_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
-    assert_eq!(scrapes.last[&build], 1.0);
+    assert_eq!(scrapes.last[&format!("larder_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))], 1);
 
-    // A pull, in which one answer is throttled and one file comes wrong.
     let wrong = AtomicBool::new(true);
     origin.misbehave_on_reads(move |number, request| match number {
         0 => Some(Fault::slow_down()),
@@ -67,42 +77,90 @@ fn the_metrics_move_as_models_do() {
     });
     node.begin_pod("p");
     let wish = json!({"source": "s3://models/m/", "lease": "pod:p"});
-    let moved = node.ready(&wish)["bytes_moved"].as_u64().expect("a number");
-    assert_eq!(moved, len + (6 << 20) + 80, "one file came twice");
-    let size_of_wrong = model.files["model-00002-of-00003.safetensors"].len() as u64;
-    let changes = scrapes.changes();
-    assert_eq!(
-        changes,
-        expected(&[
-            ("ensures_total{outcome=\"pull\"}", 1),
-            ("ensure_seconds_count{outcome=\"pull\"}", 1),
-            ("pull_seconds_count", 1),
-            ("origin_bytes_total", len + size_of_wrong),
-            ("retries_total{cause=\"throttled\"}", 1),
-            ("retries_total{cause=\"mismatch\"}", 1),
-            ("verification_failures_total{where=\"transfer\"}", 1),
-            ("models", 1),
-            ("leases", 1),
-            ("leased_bytes", 0),
-        ]),
-        "a pull"
-    );
+    let twice = model.files["model-00002-of-00003.safetensors"].len() as u64;
+    assert_eq!(node.ready(&wish)["bytes_moved"], len + twice);
+    let pull = [
+        ("ensures_total{outcome=\"pull\"}", 1),
+        ("ensure_seconds_count{outcome=\"pull\"}", 1),
+        ("pull_seconds_count", 1),
+        ("origin_bytes_total", len + twice),
+        ("retries_total{cause=\"throttled\"}", 1),
+        ("retries_total{cause=\"mismatch\"}", 1),
+        ("verification_failures_total{where=\"transfer\"}", 1),
+        ("models", 1),
+        ("leases", 1),
+    ];
+    scrapes.grew("a pull with one answer throttled and one file wrong", &pull);
+    scrapes.shares([0, len, 0, 0]);
 
-    // A hit.
     node.ready(&wish);
-    assert_eq!(
-        scrapes.changes(),
-        expected(&[
-            ("ensures_total{outcome=\"hit\"}", 1),
-            ("ensure_seconds_count{outcome=\"hit\"}", 1),
-            ("cache_bytes_total", len),
-        ]),
-        "a hit"
-    );
+    let hit = [
+        ("ensures_total{outcome=\"hit\"}", 1),
+        ("ensure_seconds_count{outcome=\"hit\"}", 1),
+        ("cache_bytes_total", len),
+    ];
+    scrapes.grew("a hit", &hit);
 
-    // Two callers for another one: a pull, and one who joins it.
-    origin.bucket().put("n/config.json", model.files["config.json"].clone(), Checksums::none());
-    let _ = len_json;
+    node.ensure(&json!({"source": "s3://models/absent/"}));
+    node.ask_admin("POST", "/v1/pin", Some(&json!({"model": "s3://models/m/"})));
+    let error = [("ensures_total{outcome=\"error\"}", 1), ("ensure_seconds_count{outcome=\"error\"}", 1), ("pins", 1)];
+    scrapes.grew("an error, and a pin", &error);
+    // It stays for that reason now.
+    scrapes.shares([len, 0, 0, 0]);
+}
+
+#[test]
+fn one_who_pulls_and_one_who_joins_are_told_apart() {
+    let origin = Origin::start(Front::S3).expect("an origin");
+    origin.bucket().put("n/weights.bin", Noise::new(5).bytes(1 << 20), Checksums::none());
+    origin.misbehave_on_reads(|_, _| Some(Fault::Slow(1 << 20)));
+    let mut node = Node::at(&origin);
+    let address = node.listen();
+    node.start();
+    let mut scrapes = Scrapes { last: scrape(&address), address };
+    let wish = json!({"source": "s3://models/n/"});
+    std::thread::scope(|scope| {
+        scope.spawn(|| node.ready(&wish));
+        node.until("one waits", |status| status["moving"][0]["waiters"] == 1);
+        scope.spawn(|| node.ready(&wish));
+        node.until("two wait", |status| status["moving"][0]["waiters"] == 2);
+        let now = scrape(&scrapes.address);
+        assert_eq!((now["larder_pulls_in_flight"], now["larder_callers_waiting"]), (1, 2));
+    });
+    let both = [
+        ("ensures_total{outcome=\"pull\"}", 1),
+        ("ensures_total{outcome=\"join\"}", 1),
+        ("ensure_seconds_count{outcome=\"pull\"}", 1),
+        ("ensure_seconds_count{outcome=\"join\"}", 1),
+        ("pull_seconds_count", 1),
+        ("origin_bytes_total", 1 << 20),
+        ("models", 1),
+    ];
+    scrapes.grew("a pull and a join", &both);
+    scrapes.shares([0, 0, 1 << 20, 0]);
+
+    // The status counts the same things.
+    let (now, totals) = (scrape(&scrapes.address), node.status()["totals"].clone());
+    for (series, total) in [
+        ("larder_origin_bytes_total", "bytes_from_origin"),
+        ("larder_cache_bytes_total", "bytes_from_cache"),
+        ("larder_ensures_total{outcome=\"hit\"}", "hits"),
+        ("larder_ensures_total{outcome=\"join\"}", "joins"),
+        ("larder_ensures_total{outcome=\"pull\"}", "pulls"),
+        ("larder_ensures_total{outcome=\"stale\"}", "stale"),
+        ("larder_ensures_total{outcome=\"error\"}", "errors"),
+        ("larder_evictions_total", "evictions"),
+        ("larder_verification_failures_total{where=\"transfer\"}", "verification_failures"),
+    ] {
+        assert_eq!(now[series], totals[total], "{series}");
+    }
+    assert!(now["larder_control_requests_total{socket=\"use\",code=\"2xx\"}"] >= 4);
+    assert_eq!(now["larder_control_requests_total{socket=\"admin\",code=\"2xx\"}"], 0);
+    node.ask("POST", "/v1/pin", None);
+    node.ask_admin("GET", "/v1/models", None);
+    scrapes.last = scrape(&scrapes.address);
+    assert_eq!(scrapes.last["larder_control_requests_total{socket=\"use\",code=\"4xx\"}"], 1);
+    assert_eq!(scrapes.last["larder_control_requests_total{socket=\"admin\",code=\"2xx\"}"], 1);
 }
 
 #[test]

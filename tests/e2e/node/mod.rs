@@ -9,12 +9,15 @@ mod offline;
 mod pods;
 mod readme;
 mod schema;
+mod scrub;
 mod settings;
 mod start;
 mod stopping;
+mod verbs;
 mod wanted;
 
 use std::fs;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -27,7 +30,7 @@ use serde_json::Value;
 use crate::support::{self, Ran, s3_environment};
 
 /// What a test waits for comes within this time, or never.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The daemon and everything around it, gone with the value.
 pub struct Node {
@@ -318,6 +321,17 @@ impl Drop for Node {
             let _ = daemon.wait();
         }
     }
+}
+
+/// Flips a bit in the middle of a file of a model, as a bad disk does.
+pub fn damage(file: &Path) {
+    let mode = file.metadata().expect("a file").permissions();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o644)).expect("a mode");
+    let opened = fs::File::options().read(true).write(true).open(file).expect("a file");
+    let (mut byte, middle) = ([0], opened.metadata().expect("a file").len() / 2);
+    opened.read_exact_at(&mut byte, middle).expect("a byte");
+    opened.write_all_at(&[byte[0] ^ 1], middle).expect("written");
+    fs::set_permissions(file, mode).expect("a mode");
 }
 
 /// A path as TOML has it.

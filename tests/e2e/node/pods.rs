@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use larder_origins::{Checksums, Fault, Front, Origin, SampleModel};
+use larder_origins::{Checksums, Fault, Front, Noise, Origin, SampleModel};
 use serde_json::{Value, json};
 
 use super::{Node, PATIENCE};
@@ -235,4 +235,75 @@ fn a_transfer_stops_when_the_last_caller_leaves_and_what_came_stays() {
     assert_eq!(read_bytes(&origin), moved, "only the rest is asked for");
     assert!(here + lost >= sent && here > 0, "{here} of {sent} bytes stayed");
     assert!(read_tree(ready["path"].as_str().expect("a path").as_ref()) == model.files);
+}
+
+/// The files were on their way for somebody else, with other globs; the one who stays gets them.
+#[test]
+fn a_caller_goes_on_when_the_one_who_brought_its_files_leaves() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    origin.misbehave_on_reads(|_, _| Some(Fault::Slow(2 << 20)));
+    let node = Node::started(&origin);
+    let all = node.ensuring(&json!({"source": "s3://models/m/", "progress_ms": 100}));
+    node.until("it moves", |status| status["moving"][0]["bytes_moved"].as_u64() >= Some(2 * MIB));
+    let shards = node.ensuring(&json!({"source": "s3://models/m/", "include": ["*.safetensors"], "progress_ms": 100}));
+    node.until("two pulls", |status| status["moving"].as_array().is_some_and(|moving| moving.len() == 2));
+    let (seen, sent) = (origin.seen().len(), origin.bytes_sent());
+    drop(all);
+    let events: Vec<Value> = shards.collect();
+    let ready = events.last().expect("events");
+    assert_eq!(ready["event"], "ready", "{ready}\n{}", node.log());
+    assert_eq!(ready["files"], 3);
+    let again = origin.bytes_sent().saturating_sub(model.len());
+    eprintln!("{sent} bytes sent in {seen} requests until one left; {again} bytes more than the model in the end");
+    assert!(again <= origin.in_flight_max() * LOSS_PER_CONNECTION_MAX);
+}
+
+/// Whoever goes away does so at any moment, and leaves neither a lease nor a pull.
+#[test]
+fn callers_that_come_and_go_leave_nothing_behind() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    origin.misbehave_on_reads(|_, _| Some(Fault::Slow(4 << 20)));
+    let node = Node::started(&origin);
+    let wish = |more: Value| {
+        let mut wish = json!({"source": "s3://models/m/", "lease": "connection", "progress_ms": 100});
+        wish.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        wish
+    };
+    let wishes = [wish(json!({})), wish(json!({"include": ["*.safetensors"]})), wish(json!({"exclude": ["*00001*"]}))];
+    let come_and_go = |rounds: u64, patience: u64| {
+        std::thread::scope(|scope| {
+            for caller in 0..6 {
+                let (node, wish) = (&node, &wishes[caller as usize % wishes.len()]);
+                scope.spawn(move || {
+                    let mut noise = Noise::new(caller);
+                    for _ in 0..rounds {
+                        let events = node.ensuring(wish);
+                        std::thread::sleep(Duration::from_micros(noise.below(patience)));
+                        drop(events);
+                    }
+                });
+            }
+        });
+    };
+    come_and_go(15, 100_000);
+    node.until("nothing is left", |status| status["moving"] == json!([]) && status["leases"] == json!([]));
+    let held: Vec<_> = wishes
+        .iter()
+        .map(|wish| {
+            let mut events = node.ensuring(wish);
+            let ready = events.find(|event| event["event"] == "ready").unwrap_or_else(|| panic!("{}", node.log()));
+            let files = read_tree(ready["path"].as_str().expect("a path").as_ref());
+            assert!(files.iter().all(|(name, bytes)| model.files[name] == *bytes));
+            (events, files.len())
+        })
+        .collect();
+    let all = model.files.len();
+    assert_eq!(held.iter().map(|(_, files)| *files).collect::<Vec<_>>(), [all, 3, all - 1]);
+    drop(held);
+    // And where the models are here, so that a lease is all there is to it.
+    come_and_go(150, 10_000);
+    node.until("no lease is left", |status| status["leases"] == json!([]));
+    let (status, told) = node.ask_admin("POST", "/v1/remove", Some(&json!({"models": ["s3://models/m/"]})));
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(node.status()["models"], 0);
 }

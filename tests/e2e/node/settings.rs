@@ -178,6 +178,27 @@ fn a_second_daemon_on_one_socket_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_place_that_is_taken_by_something_else_is_told_and_left_alone() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut node = Node::at(&origin);
+    node.set("listen", &format!("\"{address}\""));
+    let ran = run(&mut node.daemon_command());
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.stderr.contains(&address) && ran.stderr.contains("`listen`"), "{ran:?}");
+
+    let mut node = Node::at(&origin);
+    let file = node.path("precious");
+    std::fs::write(&file, "text").expect("a file");
+    node.set("socket", &quoted(&file));
+    let ran = run(&mut node.daemon_command());
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.stderr.contains("is there and is no socket"), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(&file).expect("a file"), "text");
+}
+
+#[test]
 fn pods_may_write_to_one_socket_and_only_root_to_the_other() {
     let (origin, _) = origin_with_model(Checksums::multipart());
     let mut node = Node::started(&origin);

@@ -11,8 +11,12 @@ use super::Node;
 use crate::support::origin_with_model;
 
 const BLOBS: usize = 10_000;
+/// Of those, what the machine had not synced when it went down.
+const UNSYNCED: usize = 1_500;
 /// What is promised of a release build, and what a debug build on a busy machine may take.
 const START_MAX: Duration = Duration::from_secs(if cfg!(debug_assertions) { 4 } else { 1 });
+
+const STOP_MAX: Duration = Duration::from_secs(2);
 
 /// A node with a model of so many tiny files in its store, brought by the command line; its source.
 fn with_many_blobs(node: &mut Node) -> String {
@@ -33,7 +37,8 @@ fn with_many_blobs(node: &mut Node) -> String {
 
 /// The directory of what this boot has not synced yet.
 fn fresh(node: &Node) -> PathBuf {
-    let boots = fs::read_dir(node.store().join("v1/fresh")).expect("boots").map(|entry| entry.expect("an entry").path());
+    let boots =
+        fs::read_dir(node.store().join("v1/fresh")).expect("boots").map(|entry| entry.expect("an entry").path());
     let boots: Vec<PathBuf> = boots.collect();
     assert_eq!(boots.len(), 1, "{boots:?}");
     boots[0].clone()
@@ -53,15 +58,25 @@ fn a_store_of_ten_thousand_blobs_is_served_within_a_second() {
     let ready = node.ready(&json!({"source": source}));
     assert_eq!((&ready["files"], &ready["bytes_moved"]), (&json!(BLOBS), &json!(0)));
 
-    // As after a reboot: nothing that was not synced is believed, and all of it is hashed first.
+    // As after a reboot: what was not synced is not believed, and is hashed first.
     node.kill();
     let fresh = fresh(&node);
-    fs::rename(&fresh, fresh.with_file_name("00000000-0000-4000-8000-000000000000")).expect("another boot");
+    let before = fresh.with_file_name("00000000-0000-4000-8000-000000000000");
+    fs::create_dir(&before).expect("another boot");
+    for blob in fs::read_dir(&fresh).expect("blobs").take(UNSYNCED) {
+        let blob = blob.expect("a blob");
+        fs::rename(blob.path(), before.join(blob.file_name())).expect("a rename");
+    }
     let rebooted = node.start();
     let status = node.status();
     eprintln!("served {rebooted:?} after a reboot, {} then", status["state"]);
     assert!(rebooted < START_MAX, "{rebooted:?}\n{}", node.log());
     assert_eq!(status["state"], "recovering");
+    // Told to stop over it, it goes at once, and the next one goes on from there.
+    let (code, elapsed) = node.terminate();
+    assert!(code == Some(0) && elapsed < STOP_MAX, "{code:?} {elapsed:?}\n{}", node.log());
+    node.start();
+    assert_eq!(node.status()["state"], "recovering");
     // Others are served meanwhile.
     let begun = Instant::now();
     assert_eq!(node.ready(&json!({"source": "s3://models/m/config.json"}))["files"], 1);
@@ -69,7 +84,6 @@ fn a_store_of_ten_thousand_blobs_is_served_within_a_second() {
     // Who asks for what is being hashed waits for that, and nothing moves.
     let ready = node.ready(&json!({"source": source}));
     assert_eq!((&ready["files"], &ready["bytes_moved"]), (&json!(BLOBS), &json!(0)));
-    eprintln!("all of it proven {:?} after the start", begun.elapsed());
+    eprintln!("{UNSYNCED} blobs proven {:?} after the start", begun.elapsed());
     node.until("it has recovered", |status| status["state"] == "serving");
-    assert!(node.log().contains(&format!("blobs={BLOBS}")), "{}", node.log());
 }

@@ -101,6 +101,15 @@ impl Bucket {
         }
     }
 
+    /// Stores under another key what is under this one, as an upload of the same bytes would.
+    pub fn copy(&self, from: &str, to: &str) {
+        let mut objects = self.lock();
+        if let Some(stored) = objects.get(from).cloned() {
+            let generation = 1_700_000_000_000_000 + self.generations.fetch_add(1, Relaxed);
+            objects.insert(to.to_owned(), Stored { generation, ..stored });
+        }
+    }
+
     pub fn remove(&self, key: &str) {
         self.lock().remove(key);
     }
