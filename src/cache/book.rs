@@ -41,7 +41,7 @@ struct Pin {
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// It is being evicted: pull it again.
+    /// It is being evicted, or was: pull it again.
     #[error("the model is being evicted")]
     Leaving,
     /// There are absurdly many.
@@ -53,6 +53,8 @@ pub enum Refused {
 #[derive(Debug, Default)]
 pub struct Book {
     leases: HashMap<String, Lease>,
+    /// Of these, those that a full or failing disk did not take yet.
+    unwritten: HashSet<String>,
     pins: HashMap<String, Pin>,
     leaving: HashSet<Digest>,
 }
@@ -65,6 +67,7 @@ impl Book {
     pub fn open(store: &Store) -> Result<Self, store::Error> {
         Ok(Self {
             leases: store.notes(Shelf::Leases)?.into_iter().take(LEASE_COUNT_MAX).collect(),
+            unwritten: HashSet::new(),
             pins: store.notes(Shelf::Pins)?.into_iter().collect(),
             leaving: HashSet::new(),
         })
@@ -84,18 +87,37 @@ impl Book {
         if self.leases.get(&id).is_some_and(|known| known.seen == seen && known.seen) {
             return Ok(id);
         }
-        if self.leases.len() >= LEASE_COUNT_MAX {
+        if self.leases.len() >= LEASE_COUNT_MAX && !self.leases.contains_key(&id) {
             return Err(Refused::TooMany);
         }
-        if !matches!(lease.owner, Owner::Connection(_))
-            && let Err(error) = store.note(Shelf::Leases, &id, &lease)
-        {
-            // A full disk is no reason to keep a model from a pod when the model is here. The
-            // lease holds for as long as this process lives.
-            tracing::warn!(owner = %lease.owner, %error, "a lease could not be written down");
+        if !matches!(lease.owner, Owner::Connection(_)) {
+            match store.note(Shelf::Leases, &id, &lease) {
+                Ok(()) => drop(self.unwritten.remove(&id)),
+                Err(error) => {
+                    // A full disk is no reason to keep a model from a pod when the model is here.
+                    // The lease holds for as long as this process lives.
+                    tracing::warn!(owner = %lease.owner, %error, "a lease could not be written down: it is tried again");
+                    self.unwritten.insert(id.clone());
+                }
+            }
         }
         self.leases.insert(id.clone(), lease);
         Ok(id)
+    }
+
+    /// Writes down the leases that the disk did not take before.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`]: it still does not.
+    pub fn write_down(&mut self, store: &Store) -> Result<(), store::Error> {
+        let (leases, unwritten) = (&self.leases, &mut self.unwritten);
+        while let Some(id) = unwritten.iter().next().cloned() {
+            if let Some(lease) = leases.get(&id) {
+                store.note(Shelf::Leases, &id, lease)?;
+            }
+            unwritten.remove(&id);
+        }
+        Ok(())
     }
 
     /// Ends a lease; the model it was of.
@@ -104,6 +126,7 @@ impl Book {
     /// [`store::Error::Io`]: it has ended, and comes back with the next start.
     pub fn release(&mut self, store: &Store, id: &str) -> Result<Option<Digest>, store::Error> {
         let Some(lease) = self.leases.remove(id) else { return Ok(None) };
+        self.unwritten.remove(id);
         if !matches!(lease.owner, Owner::Connection(_)) {
             store.remove_note(Shelf::Leases, id)?;
         }

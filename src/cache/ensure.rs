@@ -274,9 +274,12 @@ impl Cache {
         let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
         let lease = blocking(move || {
             let residency = &cache.residency;
-            let lease = owner
-                .map(|owner| residency.book().lease(&residency.store, &residency.kubelet, owner, taken.digest))
-                .transpose();
+            let lease = {
+                let mut book = residency.book();
+                let lease = |owner| book.lease(&residency.store, &residency.kubelet, owner, taken.digest);
+                // Under the book's lock: it may have been evicted since it was found.
+                if taken.tree.is_dir() { owner.map(lease).transpose() } else { Err(Refused::Leaving) }
+            };
             if lease.is_ok() {
                 residency.store.view().touch(&taken.record);
             }

@@ -296,7 +296,8 @@ impl Residency {
         Ok(Pressure::None)
     }
 
-    /// Ends leases whose owner is gone, and notes their models as used until now. Blocking.
+    /// Ends leases whose owner is gone, and notes their models as used until now. Those that stay
+    /// and could not be written down before are, if they can. Blocking.
     ///
     /// # Errors
     /// [`store::Error::Io`].
@@ -305,6 +306,8 @@ impl Residency {
         for id in &ended {
             self.release(id)?;
         }
+        // A disk that still takes nothing was complained of when the lease was taken.
+        let _ = self.book().write_down(&self.store);
         Ok(ended.len())
     }
 
@@ -369,9 +372,10 @@ impl Room for Residency {
             wanted.extend(self.ledger.file_ids());
             let census = store.census()?;
             let snapshot = self.snapshot(&census, &wanted);
-            let least = needed - free;
-            // Once something has to go, enough goes that the next pull need not evict again.
             let after = space.used().saturating_add(promised).saturating_add(needed);
+            // Beyond the mark already, `free` is 0, and what is beyond must go too.
+            let least = (needed - free).max(after.saturating_sub(self.watermarks.high(&space)));
+            // Once something has to go, enough goes that the next pull need not evict again.
             let enough = after.saturating_sub(self.watermarks.low(&space)).max(least);
             match snapshot.choose(least, enough) {
                 Some(choice) if round < ROUNDS_MAX => self.evict(&census, &choice)?,

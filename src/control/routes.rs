@@ -1,6 +1,7 @@
 //! Which call is which, and what each answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -10,9 +11,12 @@ use super::answer::{self, Body, Lines, Outbox};
 use super::api::{Api, Phase, Rights};
 use super::request::{self, EnsureBody, ModelBody, ReleaseBody, RemoveBody, Unread, VerifyBody};
 use super::{OPENAPI, verify};
-use crate::cache::{Event, LeaseWish, Wish};
+use crate::cache::{Event, LeaseWish, Moving, Ready, Wish};
 use crate::report::{Exit, Failure};
 use crate::telemetry;
+
+/// How often a caller that waits for the disk hears that it still does.
+const SETTLING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Every call: method, path, and what it takes to make it.
 pub const CALLS: &[(Method, &str, Rights)] = &[
@@ -74,7 +78,8 @@ fn check(rights: Rights, method: &Method, path: &str) -> Result<(), Refused> {
     let Some((.., needed)) = of_path.iter().find(|(known, ..)| known == method) else {
         let methods: Vec<&str> = of_path.iter().map(|(method, ..)| method.as_str()).collect();
         let failure = Failure::new(Exit::Usage, format!("`{path}` takes {}", methods.join(" or ")));
-        return Err(Refused(Box::new(answer::not_allowed(answer::refusal(StatusCode::METHOD_NOT_ALLOWED, &failure), &methods))));
+        let refusal = answer::refusal(StatusCode::METHOD_NOT_ALLOWED, &failure);
+        return Err(Refused(Box::new(answer::not_allowed(refusal, &methods))));
     };
     if *needed == Rights::Admin && rights == Rights::Use {
         let failure = Failure::hinted(
@@ -138,7 +143,7 @@ async fn give(api: &Arc<Api>, wish: &Wish, sync: bool, lines: &Lines) {
         outbox.flush().await;
         let granted = granted?;
         if sync {
-            api.cache.settle(true).await?;
+            settle(api, &granted.ready, lines).await?;
         }
         Ok::<_, Failure>(granted)
     };
@@ -157,6 +162,25 @@ async fn give(api: &Arc<Api>, wish: &Wish, sync: bool, lines: &Lines) {
         Err(failure) => {
             let Failure { message, hint, exit } = failure;
             lines.send(&Event::Error { message, hint, exit_code: exit as u8 }).await;
+        }
+    }
+}
+
+/// Waits for the disk, and says that it still does.
+async fn settle(api: &Arc<Api>, ready: &Ready, lines: &Lines) -> Result<(), Failure> {
+    let moving = Moving {
+        source: ready.source.clone(),
+        bytes_done: ready.bytes_total,
+        bytes_total: ready.bytes_total,
+        bytes_moved: ready.bytes_moved,
+        ..Moving::default()
+    };
+    let settled = api.cache.settle(true);
+    tokio::pin!(settled);
+    loop {
+        tokio::select! {
+            settled = &mut settled => return settled.map(|_| ()),
+            () = tokio::time::sleep(SETTLING_INTERVAL) => lines.send(&Event::Progress(moving.clone())).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::{Error, Partial};
 
@@ -43,7 +43,9 @@ pub(super) fn flush(file: &File, offset: u64, len: u64, wait: bool) -> io::Resul
 }
 
 struct Written {
-    partial: Arc<Partial>,
+    /// Whoever fills it keeps it. Once a pull has given it up, its file must be closed: deleted, it
+    /// would keep its space.
+    partial: Weak<Partial>,
     offset: u64,
     len: u64,
 }
@@ -77,15 +79,18 @@ impl WriteBack {
             let (queue, pending) = &mut *guard;
             match queue.back_mut() {
                 Some(last)
-                    if Arc::ptr_eq(&last.partial, partial)
+                    if std::ptr::eq(last.partial.as_ptr(), Arc::as_ptr(partial))
                         && last.offset + last.len == offset
                         && last.len < WINDOW_LEN =>
                 {
                     last.len += len;
                 }
-                _ => queue.push_back(Written { partial: Arc::clone(partial), offset, len }),
+                _ => queue.push_back(Written { partial: Arc::downgrade(partial), offset, len }),
             }
             *pending += len;
+            while let Some(given_up) = queue.pop_front_if(|range| range.partial.strong_count() == 0) {
+                *pending -= given_up.len;
+            }
             if *pending <= self.budget {
                 return Ok(());
             }
@@ -95,17 +100,17 @@ impl WriteBack {
             while bytes < WINDOW_LEN {
                 let Some(front) = queue.pop_front() else { break };
                 bytes += front.len;
-                taken.push(front);
+                taken.extend(front.partial.upgrade().map(|partial| (partial, front.offset, front.len)));
             }
             *pending -= bytes;
             taken
         };
         for wait in [false, true] {
-            for range in &oldest {
-                if let Err(error) = range.partial.flush(range.offset, range.len, wait) {
+            for (partial, offset, len) in &oldest {
+                if let Err(error) = partial.flush(*offset, *len, wait) {
                     // The device says this once. Memory and disk may differ from now on, so what
                     // the journal promises of this file cannot be believed any more.
-                    range.partial.discard()?;
+                    partial.discard()?;
                     return Err(error);
                 }
             }
@@ -113,11 +118,11 @@ impl WriteBack {
         Ok(())
     }
 
-    /// Forgets a partial that was sealed or given up, so that its file can be closed.
+    /// Forgets a partial that was sealed or given up.
     pub fn forget(&self, partial: &Arc<Partial>) {
         let mut guard = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let (queue, pending) = &mut *guard;
-        queue.retain(|range| !Arc::ptr_eq(&range.partial, partial));
+        queue.retain(|range| !std::ptr::eq(range.partial.as_ptr(), Arc::as_ptr(partial)));
         *pending = queue.iter().map(|range| range.len).sum();
     }
 }

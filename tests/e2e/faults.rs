@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Noise, Request};
@@ -90,7 +91,13 @@ fn a_truncated_body_costs_no_byte_twice() {
 #[test]
 fn a_stalled_body_is_noticed_in_seconds() {
     let (origin, model) = origin_with_model(Checksums::multipart());
-    origin.misbehave_on_reads(|number, _| (number == 2).then_some(Fault::Stall(700_000)));
+    // One part of a shard, not whichever read happens to come second: a small file would be over
+    // before it stalls.
+    let stalled = AtomicBool::new(false);
+    origin.misbehave_on_reads(move |_, request| {
+        let is_part = request.range().is_some_and(|(first, last)| last - first > 1 << 20);
+        (is_part && !stalled.swap(true, Ordering::Relaxed)).then_some(Fault::Stall(700_000))
+    });
     let larder = Larder::at(&origin);
     origin.forget_seen();
     let started = Instant::now();

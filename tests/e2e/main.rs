@@ -9,5 +9,6 @@ mod gcs;
 mod journeys;
 mod node;
 mod sharing;
+mod small_disk;
 mod support;
 mod web;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use larder::report::{Exit, Failure};
 use larder_origins::Fault;
 
 use crate::life::{self, Answer, HIGH, Life};
-use crate::stage::{Checked, Effects, Held, Kept, Stage, check};
+use crate::stage::{ALMOST_NOTHING, Checked, Effects, Held, Kept, Stage, check};
 use crate::step::{Ask, Cut, Lease, Meanwhile, Spoiled, Step};
 use crate::walk::Walk;
 use crate::world::content;
@@ -29,6 +30,8 @@ enum Due {
     Hit(Digest),
     Pulled(Digest),
     Stale(Digest),
+    /// The same, once the caller has waited for an answer in vain.
+    StaleAtLast(Digest),
     NotFound,
     /// An origin that does not answer, and nothing to stand in for it.
     Silence,
@@ -120,7 +123,11 @@ impl Stage<'_> {
             }
         }
         if self.world.is_silent(ask.wish) {
-            return resident.map_or(Due::Silence, Due::Stale);
+            match resident {
+                None => return Due::Silence,
+                Some(model) if std::mem::take(&mut self.waits) => return Due::StaleAtLast(model),
+                Some(_) => self.world.set_down(false),
+            }
         }
         current.map_or(Due::NotFound, Due::Pulled)
     }
@@ -149,18 +156,7 @@ impl Stage<'_> {
 
     fn ensure(&mut self, ask: &Ask) -> Checked {
         let before = self.kept()?;
-        let mut due = self.due(&before, ask);
-        let waits = !ask.fresh
-            && matches!(due, Due::Stale(_))
-            && !(self.answered.get(&self.id(ask.wish)) == Some(&false) && !self.recheck.is_zero());
-        if waits {
-            if self.waits_left == 0 {
-                self.world.set_down(false);
-                due = self.due(&before, ask);
-            } else {
-                self.waits_left -= 1;
-            }
-        }
+        let due = self.due(&before, ask);
         let protected = self.protected(&before);
         let id = self.id(ask.wish);
         let missing = self.bytes_of(ask.wish);
@@ -180,7 +176,15 @@ impl Stage<'_> {
             (Due::Stale(model), Some(Ok(granted))) if stale == 1 && granted.ready.digest == model.to_string() => {
                 self.holds(&granted.ready, false)?;
                 self.note(ask, granted)?;
-                self.answered.insert(id.clone(), false);
+            }
+            (Due::StaleAtLast(model), Some(Ok(granted))) if stale == 1 && granted.ready.digest == model.to_string() => {
+                self.holds(&granted.ready, false)?;
+                self.note(ask, granted)?;
+                // The flight goes on, and brings what there is now.
+                self.world.set_down(false);
+                effects.evicts = true;
+                effects.sets.insert(id.clone(), self.current(ask.wish).into_iter().collect());
+                self.forget_answers(ask.wish);
             }
             (Due::Pulled(model), Some(Ok(granted))) if stale == 0 && granted.ready.digest == model.to_string() => {
                 self.holds(&granted.ready, false)?;
@@ -206,7 +210,13 @@ impl Stage<'_> {
             (Due::Either(..), Some(Err(failure))) if failure.exit == Exit::NotFound => {}
             (Due::Pulled(_) | Due::Either(..), Some(Err(failure))) if failure.exit == Exit::Disk => {
                 self.quiesce()?;
-                self.refusal_is_right(&failure, &before, &id, missing)?;
+                if failure.message.contains("No space left") && self.is_full() {
+                    // It may have begun, or come to its last document.
+                    effects.evicts = true;
+                    effects.sets.insert(id.clone(), self.current(ask.wish).into_iter().collect());
+                } else {
+                    self.refusal_is_right(&failure, &before, &id, missing)?;
+                }
             }
             (Due::NotFound, Some(Err(failure))) if failure.exit == Exit::NotFound => {}
             // One that was asked for before may have been on its way, as a silent origin tells only later.
@@ -214,7 +224,7 @@ impl Stage<'_> {
             _ => return Err(format!("{ask:?} should be {due:?}, but {told}")),
         }
         self.quiesce()?;
-        self.follows(&before, &effects, &protected)
+        self.follows(&before, &effects, &protected).map_err(|why| format!("{told}: {why}"))
     }
 
     /// Bytes that a pull of this wish writes at most.
@@ -447,6 +457,7 @@ impl Stage<'_> {
         let named = self.life().runtime().block_on(cache.set_pinned(self.world.uri(wish), pinned));
         match named {
             Ok(names) => check!(names.len() == group.len() && !names.is_empty(), "{names:?} were meant, not {group:?}"),
+            Err(failure) if failure.exit == Exit::Disk && self.is_full() => return self.adopt_pins(&before),
             Err(failure) => check!(group.is_empty() && failure.exit == Exit::NotFound, "{failure:?}"),
         }
         for id in group {
@@ -459,6 +470,17 @@ impl Stage<'_> {
         self.follows(&before, &Effects::default(), &BTreeSet::new())
     }
 
+    fn is_full(&self) -> bool {
+        let (total, used) = self.disk.space();
+        total - used < ALMOST_NOTHING
+    }
+
+    /// Pins that a full disk took in part only.
+    fn adopt_pins(&mut self, before: &Kept) -> Checked {
+        self.pins = Walk::of(&self.disk.store()).pins;
+        self.follows(before, &Effects::default(), &BTreeSet::new())
+    }
+
     fn pin_superseded(&mut self, number: usize, pinned: bool) -> Checked {
         let before = self.kept()?;
         let superseded = before.superseded();
@@ -468,6 +490,9 @@ impl Stage<'_> {
         let name = superseded[number % superseded.len()].to_string();
         let cache = Arc::clone(self.life().cache());
         let named = self.life().runtime().block_on(cache.set_pinned(name.clone(), pinned));
+        if named.is_err() && self.is_full() {
+            return self.adopt_pins(&before);
+        }
         check!(named.is_ok(), "{named:?}");
         if pinned {
             self.pins.insert(name)
@@ -524,13 +549,16 @@ impl Stage<'_> {
         let mut alive = alive.into_iter();
         let before_count = self.leases.len();
         self.leases.retain(|_, seen| alive.next() == Some(true) || !*seen);
-        let residency = self.life().cache().residency();
+        let residency = Arc::clone(self.life().cache().residency());
         let ended = residency.end_leases().map_err(|error| error.to_string())?;
         check!(
             ended == before_count - self.leases.len(),
             "{ended} leases were ended of {before_count}, {:?} stay",
             self.leases
         );
+        if !self.is_full() {
+            self.was_full = false;
+        }
         let protected = self.protected(&before);
         let before = self.kept()?;
         let (total, used) = self.disk.space();
@@ -608,6 +636,7 @@ impl Stage<'_> {
             }
             _ => {}
         }));
+        drop(cache);
         check!(verified.is_ok(), "{verified:?}");
         check!(failures.is_empty(), "{failures:?}");
         check!(found == damaged, "found {found:?} damaged, should be {damaged:?}");
@@ -639,7 +668,9 @@ impl Stage<'_> {
 
     fn crash(&mut self, asks: &[Ask], millis: u8, debris: u8) -> Checked {
         let before = self.kept()?;
-        let (effects, protected) = (self.effects_of(asks), self.protected(&before));
+        let effects = self.effects_of(asks);
+        self.lose_unwritten();
+        let protected = self.protected(&before);
         let life = self.life.take().expect("alive");
         for ask in asks {
             let asked = life::ask(Arc::clone(life.cache()), life::wish(self.world, ask), Cut::Never);
@@ -661,7 +692,9 @@ impl Stage<'_> {
 
     fn reboot(&mut self, damaged: u8, asks: &[Ask]) -> Checked {
         let before = self.kept()?;
-        let (effects, protected) = (self.effects_of(asks), self.protected(&before));
+        let effects = self.effects_of(asks);
+        self.lose_unwritten();
+        let protected = self.protected(&before);
         self.life.take().expect("alive").crash();
         self.held.clear();
         self.begin()?;
@@ -711,6 +744,11 @@ impl Stage<'_> {
         self.quiesce()?;
         self.follows(&before, &effects, &still(&protected, self, &before))?;
         self.audit(false)
+    }
+
+    fn lose_unwritten(&mut self) {
+        let unwritten = self.unwritten();
+        self.leases.retain(|lease, _| !unwritten.contains(lease));
     }
 
     fn adopt_asks(&mut self, asks: &[Ask], asking: Vec<tokio::task::JoinHandle<Answer>>) -> Checked {
@@ -788,27 +826,26 @@ fn turn_a_bit(path: &std::path::Path, at: u64) {
     fs::set_permissions(path, sealed).expect("a file");
 }
 
-/// What a process that is killed may leave, one bit of `debris` each.
+/// What a process that is killed may leave, one bit of `debris` each; less on a full disk.
 fn leave(store: &std::path::Path, debris: u8) {
     let root = store.join("v1");
-    let write = |name: &str, bytes: &[u8]| fs::write(root.join(name), bytes).expect("a file");
+    let write = |name: &str, bytes: &[u8]| drop(fs::write(root.join(name), bytes));
     if debris & 1 != 0 {
         write("scratch/1-1", b"half a docu");
     }
     if debris & 2 != 0 {
-        fs::create_dir_all(root.join("scratch/1-2/sub")).expect("a directory");
+        let _ = fs::create_dir_all(root.join("scratch/1-2/sub"));
         write("scratch/1-2/sub/w", b"half a tree");
-    }
-    if debris & 4 != 0 {
-        let mut catalog = fs::read(root.join("catalog.log")).unwrap_or_default();
-        catalog.extend_from_slice(b"half a li");
-        write("catalog.log", &catalog);
-    }
-    if debris & 24 == 24 {
-        let catalog = fs::read(root.join("catalog.log")).unwrap_or_default();
-        write("catalog.log", &catalog[..catalog.len().saturating_sub(10)]);
     }
     if debris & 32 != 0 {
         write("partial/00000000000000000000000000000000.bytes", &[0; 5000]);
+    }
+    let catalog = fs::File::options().read(true).append(true).open(root.join("catalog.log")).expect("a catalog");
+    if debris & 4 != 0 {
+        let _ = (&catalog).write_all(b"half a li");
+    }
+    if debris & 24 == 24 {
+        let len = catalog.metadata().expect("a file").len();
+        catalog.set_len(len.saturating_sub(10)).expect("a file");
     }
 }

@@ -18,8 +18,8 @@ use crate::world::{World, selection};
 
 pub const HIGH: u8 = 70;
 pub const LOW: u8 = 50;
-/// What winds down does so within this time.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// What winds down does so within this time, and a pull that found no origin tries again.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A cache and the threads under it.
 pub struct Life {

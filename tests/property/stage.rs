@@ -14,6 +14,9 @@ use crate::life::Life;
 use crate::walk::names;
 use crate::world::{Files, SOURCES, WISH_COUNT, World, content, manifest_of, selection};
 
+/// With less than this, a disk is full: documents may not be written.
+pub const ALMOST_NOTHING: u64 = 128 << 10;
+
 /// What is wrong.
 pub type Checked<T = ()> = Result<T, String>;
 
@@ -98,8 +101,10 @@ pub struct Stage<'a> {
     pub broken: BTreeSet<Digest>,
     /// What every model that was ever listed consists of.
     pub models: HashMap<Digest, Files>,
-    /// Waits for an origin that does not answer take seconds: so many are left.
-    pub waits_left: u32,
+    /// Whether the disk was full since leases were last written down.
+    pub was_full: bool,
+    /// Whether there may be a wait for an origin that gives no answer.
+    pub waits: bool,
 }
 
 impl Stage<'_> {
@@ -236,6 +241,10 @@ impl Stage<'_> {
         let (leases, callers) = self.actual_leases();
         let expected: BTreeSet<_> = self.leases.keys().cloned().collect();
         check!(leases == expected, "leases are {leases:?}, should be {expected:?}");
+        let (total, used) = self.disk.space();
+        self.was_full |= total - used < ALMOST_NOTHING;
+        let unwritten = self.unwritten();
+        check!(unwritten.is_empty() || self.was_full, "not written down: {unwritten:?}");
         let mut held: Vec<Digest> = self.held.iter().map(|held| held.model).collect();
         held.sort_unstable();
         check!(callers == held, "callers hold {held:?}, and the cache believes {callers:?}");
@@ -256,6 +265,15 @@ impl Stage<'_> {
         drop(book);
         callers.sort_unstable();
         (lasting, callers)
+    }
+
+    /// Leases that a full disk did not take: a crash loses them.
+    pub fn unwritten(&self) -> BTreeSet<(String, Digest)> {
+        let noted = names(&self.disk.store().join("v1/leases"));
+        let book = self.life().cache().residency().book();
+        let lasting = book.leases().filter(|(_, lease)| !matches!(lease.owner, Owner::Connection(_)));
+        let unwritten = lasting.filter(|(id, _)| !noted.contains(id));
+        unwritten.map(|(_, lease)| (lease.owner.to_string(), lease.digest)).collect()
     }
 
     /// Fails unless the directory of an answer holds what the model consists of, byte for byte.

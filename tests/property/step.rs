@@ -1,20 +1,30 @@
 //! What a case is made of. Every step makes sense at every moment, so that a failing case can be
 //! shortened by leaving steps out.
 
+use std::fmt;
+
 use proptest::prelude::*;
 
-use crate::world::{CONTENTS, PATHS, SOURCES, WISH_COUNT};
+use crate::world::{CONTENTS, LARGE_FROM, PATHS, SOURCES, WISH_COUNT};
 
 pub const PODS: u8 = 3;
 
 /// A run of steps from an empty store on.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Case {
-    /// Only so many of the steps are taken: what is cut off first when a failure is shortened.
-    pub len: usize,
     /// Whether the origin's last answer counts for an hour, or not at all.
     pub remembers: bool,
+    /// Whether a caller may once wait until an origin that gives no answer is given up: that takes
+    /// seconds.
+    pub waits: bool,
     pub steps: Vec<Step>,
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "remembers: {}, waits: {}", self.remembers, self.waits)?;
+        self.steps.iter().enumerate().try_for_each(|(at, step)| writeln!(f, "{at:>4} {step:?}"))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +145,9 @@ fn ask() -> impl Strategy<Value = Ask> {
 }
 
 fn put() -> impl Strategy<Value = Put> {
-    (0..SOURCES, 0..PATHS.len(), prop::option::weighted(0.75, 0..CONTENTS)).prop_map(|(source, slot, number)| Put {
+    // Mostly small ones: they take less time.
+    let number = prop_oneof![3 => 0..LARGE_FROM, 1 => LARGE_FROM..CONTENTS];
+    (0..SOURCES, 0..PATHS.len(), prop::option::weighted(0.75, number)).prop_map(|(source, slot, number)| Put {
         source,
         slot,
         number,
@@ -176,14 +188,14 @@ fn step() -> impl Strategy<Value = Step> {
         12 => put().prop_map(Step::Put),
         1 => prop::bool::weighted(0.2).prop_map(Step::Down),
         2 => spoiled().prop_map(Step::Spoil),
-        3 => (0_u32..9_000).prop_map(Step::Ballast),
-        1 => Just(Step::Ballast(0)),
+        3 => (0_u32..6_000).prop_map(Step::Ballast),
+        2 => Just(Step::Ballast(0)),
         6 => Just(Step::Housekeeping),
         2 => Just(Step::Settle),
         3 => (any::<prop::sample::Index>(), any::<prop::sample::Index>())
             .prop_map(|(blob, at)| Step::Corrupt { blob: blob.index(64), at: at.index(4 << 20) }),
         2 => any::<bool>().prop_map(|mends| Step::Verify { mends }),
-        3 => (prop::collection::vec(ask(), 0..3), 0_u8..10, any::<u8>())
+        3 => (prop::collection::vec(ask(), 0..3), 0_u8..6, any::<u8>())
             .prop_map(|(asks, millis, debris)| Step::Crash { asks, millis, debris }),
         1 => (0_u8..5, prop::collection::vec(ask(), 0..3)).prop_map(|(damaged, asks)| Step::Reboot { damaged, asks }),
         6 => Just(Step::Audit),
@@ -192,9 +204,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Cases of at most `len_max` steps, on average of half as many.
 pub fn case(len_max: usize) -> impl Strategy<Value = Case> {
-    (1..=len_max, any::<bool>(), prop::collection::vec(step(), len_max)).prop_map(|(len, remembers, steps)| Case {
-        len,
-        remembers,
-        steps,
+    // Shortening first cuts off the end, then leaves out one step after the other.
+    let steps = prop::collection::vec((prop::bool::weighted(0.99), step()), len_max);
+    (1..=len_max, steps, any::<bool>(), prop::bool::weighted(0.02)).prop_map(|(len, steps, remembers, waits)| {
+        let taken = steps.into_iter().take(len).filter(|(taken, _)| *taken);
+        Case { remembers, waits, steps: taken.map(|(_, step)| step).collect() }
     })
 }

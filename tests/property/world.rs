@@ -30,6 +30,8 @@ const SIZES: [usize; 16] = [
     3 << 20,
 ];
 pub const CONTENTS: usize = SIZES.len();
+/// From here on they have a chunk or more.
+pub const LARGE_FROM: usize = 10;
 
 /// Where a file of a model may be.
 pub const PATHS: [&str; 4] = ["config.json", "tokenizer.model", "w-1.safetensors", "sub/w-2.safetensors"];
@@ -92,8 +94,14 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
+        let bucket = Origin::start(Front::S3).expect("an origin");
+        for (number, content) in POOL.iter().enumerate() {
+            // What is compared differs by content, so both kinds of proof occur.
+            let sums = if number % 2 == 0 { Checksums::single_part() } else { Checksums::multipart() };
+            bucket.bucket().put(&format!("pool/{number}"), content.bytes.clone(), sums);
+        }
         Self {
-            bucket: Origin::start(Front::S3).expect("an origin"),
+            bucket,
             directories: tempfile::Builder::new().prefix("larder-files-").tempdir().expect("a directory under /tmp"),
             sources: Default::default(),
             is_down: false,
@@ -111,7 +119,7 @@ impl World {
         for source in 0..SOURCES {
             for (slot, path) in PATHS.iter().enumerate() {
                 // Neighbours share a file, and no model has more than one large one.
-                let number = if slot == 3 { Some(10 + source) } else { Some((source + slot * 3) % 10) };
+                let number = if slot == 3 { Some(LARGE_FROM + source) } else { Some((source + slot * 3) % LARGE_FROM) };
                 self.put(source, path, number.filter(|_| slot != 1 || source % 2 == 0));
             }
         }
@@ -149,11 +157,7 @@ impl World {
             if source < BUCKET_SOURCES {
                 let key = format!("m{source}/{path}");
                 match number {
-                    // What is compared differs by content, so both kinds of proof occur.
-                    Some(number) => {
-                        let sums = if number % 2 == 0 { Checksums::single_part() } else { Checksums::multipart() };
-                        self.bucket.bucket().put(&key, content(number).bytes.clone(), sums);
-                    }
+                    Some(number) => self.bucket.bucket().copy(&format!("pool/{number}"), &key),
                     None => self.bucket.bucket().remove(&key),
                 }
             } else {

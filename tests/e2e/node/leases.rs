@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use larder_origins::{Checksums, Front, Origin, SampleModel};
+use larder_origins::{Checksums, Fault, Front, Origin, SampleModel};
 use serde_json::{Value, json};
 
 use super::{Node, http};
-use crate::support::upload;
+use crate::support::{read_tree, upload};
 
 const SOURCE: &str = "s3://models/m/";
 
@@ -198,4 +199,70 @@ fn removing_several_models_removes_none_when_one_is_in_use() {
     node.until("the lease ends", has_leases(0));
     assert_eq!(node.ask_admin("POST", "/v1/remove", Some(&both)).0, 200);
     assert_eq!(node.status()["models"], 0);
+}
+
+/// Removing takes turns with giving out: a model is leased and there, or gone and pulled again.
+#[test]
+fn what_is_given_out_stays_there_whoever_removes_meanwhile() {
+    const ROUNDS: usize = 60;
+    let origin = small_origin();
+    let expected = SampleModel::new(8, 1, 1 << 18).files;
+    let node = Node::started(&origin);
+    let done = AtomicBool::new(false);
+    let (mut removed, mut kept) = (0, 0);
+    std::thread::scope(|scope| {
+        let users: Vec<_> = (0..3)
+            .map(|user| {
+                let (node, expected) = (&node, &expected);
+                let uid = format!("user-{user}");
+                node.begin_pod(&uid);
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        let ready = node.ready(&wish(&format!("pod:{uid}")));
+                        let files = read_tree(ready["path"].as_str().expect("a path").as_ref());
+                        assert!(files == *expected, "{uid} in round {round}: {:?}\n{}", files.keys(), node.log());
+                        let lease = json!({"lease": ready["lease"]});
+                        assert_eq!(node.ask_admin("POST", "/v1/release", Some(&lease)).0, 200);
+                    }
+                })
+            })
+            .collect();
+        let remover = scope.spawn(|| {
+            while !done.load(Relaxed) {
+                match remove(&node).0 {
+                    200 => removed += 1,
+                    409 => kept += 1,
+                    404 => {}
+                    other => panic!("{other}"),
+                }
+            }
+        });
+        let ended: Vec<_> = users.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        done.store(true, Relaxed);
+        remover.join().expect("a remover");
+        ended.into_iter().for_each(|user| user.expect("a user"));
+    });
+    eprintln!("removed {removed} times, kept {kept} times");
+    assert!(removed > 0 && kept > 0, "removed {removed} times, kept {kept} times");
+}
+
+#[test]
+fn a_model_that_is_here_only_in_part_can_be_removed_and_leaves_nothing() {
+    let origin = Origin::start(Front::S3).expect("an origin");
+    upload(origin.bucket(), "m/", &SampleModel::new(8, 2, 6 << 20), Checksums::multipart());
+    origin.misbehave_on_reads(|_, _| Some(Fault::Slow(2 << 20)));
+    let mut node = Node::started(&origin);
+    let caller = node.ensuring(&json!({"source": SOURCE}));
+    node.until("it moves", |status| status["moving"][0]["bytes_done"].as_u64() >= Some(6 << 20));
+    drop(caller);
+    node.until("nothing moves", |status| status["moving"] == json!([]));
+    let model = node.ask("GET", "/v1/models", None).1["models"][0].clone();
+    assert_eq!((&model["state"], model["bytes_here"].as_u64() > Some(4 << 20)), (&json!("partial"), true), "{model}");
+    let (status, told) = remove(&node);
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(node.ask("GET", "/v1/models", None).1, json!({"models": []}));
+    let left = node.status()["disk"]["store"].as_u64().expect("a number");
+    assert!(left < 1 << 20, "{left} bytes are left");
+    node.restart();
+    assert!(node.status()["disk"]["store"].as_u64() < Some(1 << 20));
 }

@@ -1,5 +1,7 @@
 //! Models that are here start without the bucket.
 
+use std::time::{Duration, Instant};
+
 use larder_origins::{Checksums, Fault, Front, Origin, SampleModel};
 use serde_json::{Value, json};
 
@@ -163,4 +165,32 @@ fn a_source_that_has_changed_is_given_out_as_it_is_now() {
     let read = |ready: &Value| read_tree(ready["path"].as_str().expect("a path").as_ref());
     assert_eq!(read(&after)["config.json"], b"{\"new\":1}");
     assert_ne!(read(&before)["config.json"], b"{\"new\":1}", "who has the old one keeps the old one");
+}
+
+/// Not down, but so slow that a pod would wait for nothing: it starts, and the news comes later.
+#[test]
+fn an_origin_that_takes_its_time_keeps_nobody_waiting_for_what_is_here() {
+    const LATE: Duration = Duration::from_secs(5);
+    let (origin, _) = origin();
+    let mut node = Node::started(&origin);
+    node.ready(&json!({"source": SOURCE}));
+    // What was answered in another life does not count.
+    node.restart();
+    origin.bucket().put("m/config.json", b"{\"new\":1}".to_vec(), Checksums::single_part());
+    origin.misbehave(|request| request.query("list-type").map(|_| Fault::Late(LATE)));
+    let asked = || {
+        let begun = Instant::now();
+        let events = node.ensure(&json!({"source": SOURCE}));
+        let is_warned = events.iter().any(|event| event["event"] == "warning");
+        assert_eq!(events.last().expect("events")["event"], "ready", "{events:?}");
+        (begun.elapsed(), is_warned)
+    };
+    let (first, second) = (asked(), asked());
+    assert!(first.1 && first.0 + Duration::from_secs(1) < LATE, "{first:?}");
+    assert!(second.1 && second.0 < Duration::from_secs(1), "nobody waits twice: {second:?}");
+    node.until("the news has come", |status| status["totals"]["bytes_from_origin"] == 9);
+    node.until("nothing moves", |status| status["moving"] == json!([]));
+    let events = node.ensure(&json!({"source": SOURCE}));
+    let path = events.last().expect("events")["path"].as_str().expect("a path");
+    assert_eq!((events.len(), read_tree(path.as_ref())["config.json"].as_slice()), (1, b"{\"new\":1}".as_slice()));
 }
