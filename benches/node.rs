@@ -152,10 +152,11 @@ fn cgroup() {
             clear(&place);
             std::thread::sleep(Duration::from_secs(3));
             let mut daemon = Daemon::new(&place, aws_environment(&nginx.url()));
-            daemon.start();
             if limited {
-                std::fs::write(group.join("cgroup.procs"), daemon.pid().to_string()).expect("moved");
-            }
+                daemon.start_in(&group)
+            } else {
+                daemon.start()
+            };
             let cost = run(&mut daemon.init("s3://big/", &place.join("pod")));
             let (peak, cpu) = daemon.cost();
             println!(

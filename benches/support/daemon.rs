@@ -37,8 +37,19 @@ impl Daemon {
 
     /// Starts it and waits until it answers; how long that took.
     pub fn start(&mut self) -> Duration {
+        self.start_as(Command::new(env!("CARGO_BIN_EXE_larder")))
+    }
+
+    /// The same inside a cgroup, from its first instruction on, as a container is.
+    pub fn start_in(&mut self, group: &Path) -> Duration {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.join("cgroup.procs"));
+        command.arg(env!("CARGO_BIN_EXE_larder"));
+        self.start_as(command)
+    }
+
+    fn start_as(&mut self, mut command: Command) -> Duration {
         let started = Instant::now();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
         command.args(["daemon", "--config"]).arg(self.directory.join("larder.toml"));
         command.envs(self.environment.iter().cloned()).stdin(Stdio::null()).stdout(Stdio::null());
         self.child = Some(command.spawn().expect("larder starts"));

@@ -45,18 +45,23 @@ impl Cache {
         blocking(move || {
             let (store, residency) = (cache.store(), &cache.residency);
             let (mut records, mut manifests) = (Vec::new(), Vec::new());
-            for name in &names {
-                for kept in named::matching(store.view(), name)? {
-                    manifests.extend(kept.manifest.map(|digest| (name, digest)));
-                    records.extend(kept.record.map(|record| (name, record.id())));
-                }
-            }
-            let ids: Vec<String> = records.iter().map(|(_, id)| id.clone()).collect();
             let mut leaving = Vec::new();
-            let refused = {
+            let (ids, refused) = {
+                // Looked up under the lock: a source that is not moving cannot move on to another
+                // model before it is gone.
                 let mut book = residency.book();
+                for name in &names {
+                    for kept in named::matching(store.view(), name)? {
+                        manifests.extend(kept.manifest.map(|digest| (name, digest)));
+                        records.extend(kept.record.map(|record| (name, record.id())));
+                    }
+                }
+                let ids: Vec<String> = records.iter().map(|(_, id)| id.clone()).collect();
                 let moving = records.iter().find(|(_, id)| residency.is_moving(id));
                 let mut refused = moving.map(|(name, _)| in_use(name, "somebody waits for it"));
+                if let Some((name, _)) = records.iter().find(|(_, id)| book.is_pinned(id)) {
+                    refused = refused.or_else(|| Some(in_use(name, "it is pinned")));
+                }
                 for (name, digest) in &manifests {
                     if refused.is_none() && !leaving.contains(digest) {
                         if book.begin_leaving(*digest, &ids) {
@@ -75,7 +80,7 @@ impl Cache {
                 if refused.is_some() {
                     leaving.iter().for_each(|digest| book.end_leaving(digest));
                 }
-                refused
+                (ids, refused)
             };
             if let Some(failure) = refused {
                 return Err(failure);

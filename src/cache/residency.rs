@@ -164,8 +164,15 @@ impl Residency {
         lock(&self.known).clear();
     }
 
-    /// The store as the choice sees it.
-    fn snapshot(&self, census: &Census, wanted: &HashSet<String>) -> Snapshot {
+    /// Counts the store, as the choice sees it. Objects of `wanted` are on their way.
+    fn look(&self, wanted: &HashSet<String>) -> Result<(Snapshot, Census), store::Error> {
+        // What moves while it is counted may be another model by the time it has been.
+        let moving: HashSet<String> = lock(&self.moving).keys().cloned().collect();
+        let census = self.store.census()?;
+        Ok((self.snapshot(&census, wanted, &moving), census))
+    }
+
+    fn snapshot(&self, census: &Census, wanted: &HashSet<String>, moved: &HashSet<String>) -> Snapshot {
         let book = self.book();
         let moving = lock(&self.moving);
         let leased: HashSet<Digest> = book.leases().map(|(_, lease)| lease.digest).collect();
@@ -177,7 +184,7 @@ impl Residency {
                 Some(Stays::Pinned)
             } else if entry.manifest.is_some_and(|digest| leased.contains(&digest)) {
                 Some(Stays::Leased)
-            } else if entry.sources.iter().any(|(id, ..)| moving.contains_key(id)) {
+            } else if entry.sources.iter().any(|(id, ..)| moving.contains_key(id) || moved.contains(id)) {
                 Some(Stays::Moving)
             } else {
                 None
@@ -191,6 +198,14 @@ impl Residency {
             let last_used = entry.sources.iter().map(|(.., used)| *used).max().unwrap_or(UNIX_EPOCH);
             snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own_bytes: 0, last_used, stays });
         }
+        // What a pull has found here frees nothing, whichever model goes.
+        snapshot.candidates.push(Candidate {
+            victim: Victim::Strays,
+            blobs: census.held.clone(),
+            own_bytes: 0,
+            last_used: UNIX_EPOCH,
+            stays: Some(Stays::Moving),
+        });
         if census.strays > 0 {
             snapshot.candidates.push(Candidate {
                 victim: Victim::Strays,
@@ -217,9 +232,8 @@ impl Residency {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn shares(&self) -> Result<(Shares, Census), store::Error> {
-        let census = self.store.census()?;
-        let wanted = self.ledger.file_ids().into_iter().collect();
-        Ok((self.snapshot(&census, &wanted).shares(), census))
+        let (snapshot, census) = self.look(&self.ledger.file_ids().into_iter().collect())?;
+        Ok((snapshot.shares(), census))
     }
 
     /// Evicts what a choice names, as far as it may still go. Blocking.
@@ -285,9 +299,8 @@ impl Residency {
                 return Ok(Pressure::None);
             }
             let over = used - self.watermarks.low(&space);
-            let census = self.store.census()?;
-            let wanted = self.ledger.file_ids().into_iter().collect();
-            let choice = self.snapshot(&census, &wanted).choose(0, over).unwrap_or_default();
+            let (snapshot, census) = self.look(&self.ledger.file_ids().into_iter().collect())?;
+            let choice = snapshot.choose(0, over).unwrap_or_default();
             if choice.frees == 0 {
                 return Ok(Pressure::Stuck { over: used - self.watermarks.high(&space) });
             }
@@ -370,8 +383,7 @@ impl Room for Residency {
                 return Ok(self.ledger.promise(wants));
             }
             wanted.extend(self.ledger.file_ids());
-            let census = store.census()?;
-            let snapshot = self.snapshot(&census, &wanted);
+            let (snapshot, census) = self.look(&wanted)?;
             let after = space.used().saturating_add(promised).saturating_add(needed);
             // Beyond the mark already, `free` is 0, and what is beyond must go too.
             let least = (needed - free).max(after.saturating_sub(self.watermarks.high(&space)));

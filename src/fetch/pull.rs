@@ -170,6 +170,10 @@ impl Pull {
         blocking(move || {
             let store = engine.store();
             let wants = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
+            if store.view().source(&record.id())?.is_some_and(|known| known.manifest.is_none()) {
+                // What came for an older listing of it may go. A full disk leaves it as it was.
+                let _ = store.announce(&record);
+            }
             // Room first: on a full disk there is none for the record either until something went.
             let reserved = engine.room.reserve(store, wants)?;
             store.announce(&record)?;

@@ -192,11 +192,6 @@ impl Catalog {
     pub(super) fn has_size(&self, size: u64) -> bool {
         self.by_size.contains_key(&size)
     }
-
-    /// Every record.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Known> {
-        self.known.values()
-    }
 }
 
 /// Whether two objects lie in one bucket (or on one host) of one origin.

@@ -35,8 +35,10 @@ pub struct PartialEntry {
 pub struct Census {
     /// Models and unfinished sources.
     pub entries: Vec<Entry>,
-    /// Bytes on disk of every blob that an entry has.
+    /// Bytes on disk of every blob that an entry has or somebody holds.
     pub blobs: HashMap<Digest, u64>,
+    /// Blobs that a pull holds: they stay, whatever else has them.
+    pub held: Vec<Digest>,
     /// Blobs being filled, or left half-way.
     pub partials: Vec<PartialEntry>,
     /// Bytes of blobs that nothing names and nobody holds: the next removal takes them along.
@@ -73,18 +75,21 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
         census.add(layout, Entry { manifest: Some(digest), sources, blobs });
     }
     for (record, used) in unfinished {
-        let uris: HashSet<&str> = record.files.iter().map(|file| file.uri.as_str()).collect();
         let catalog = store.catalog();
-        let of_source = catalog.iter().filter(|known| uris.contains(known.id.uri.as_str()));
-        let blobs: HashSet<Digest> = of_source.map(|known| known.digest).collect();
+        let known = record.files.iter().filter_map(|file| catalog.find(&record.object(file)));
+        let blobs: HashSet<Digest> = known.map(|known| known.digest).collect();
         drop(catalog);
         let sources = vec![(record.id(), record.source, used)];
         census.add(layout, Entry { manifest: None, sources, blobs: blobs.into_iter().collect() });
     }
     for digest in sealed::all(layout)? {
-        if !census.blobs.contains_key(&digest) && !store.holds.is_held(&digest) {
-            let on_disk = sealed::find(layout, &digest).and_then(|path| path.metadata().ok());
-            census.strays += on_disk.map_or(0, |metadata| metadata.blocks() * 512);
+        let on_disk = || sealed::find(layout, &digest).and_then(|path| path.metadata().ok());
+        let bytes = || on_disk().map_or(0, |metadata| metadata.blocks() * 512);
+        if store.holds.is_held(&digest) {
+            census.held.push(digest);
+            census.blobs.entry(digest).or_insert_with(bytes);
+        } else if !census.blobs.contains_key(&digest) {
+            census.strays += bytes();
         }
     }
     Ok(census)

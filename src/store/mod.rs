@@ -506,16 +506,15 @@ impl Store {
                 Err(_) => {}
             }
         }
-        let mut unfinished: HashSet<String> = HashSet::new();
         for record in self.view.kept()?.into_iter().filter_map(|kept| kept.record) {
             // What a damaged manifest named, its source's record still does.
             named.extend(record.files.iter().filter_map(|file| file.digest));
             if record.manifest.is_none() {
-                unfinished.extend(record.files.into_iter().map(|file| file.uri));
+                let catalog = self.catalog();
+                let known = record.files.iter().filter_map(|file| catalog.find(&record.object(file)));
+                named.extend(known.map(|known| known.digest));
             }
         }
-        named
-            .extend(self.catalog().iter().filter(|known| unfinished.contains(&known.id.uri)).map(|known| known.digest));
         let (mut freed, mut unnamed) = (0, Vec::new());
         for digest in sealed::all(self.layout())? {
             if named.contains(&digest) {

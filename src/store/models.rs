@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, fsx, record, sealed};
+use super::{Error, Layout, ObjectId, fsx, record, sealed};
 use crate::domain::{Checksum, Digest, Manifest, ManifestEntry, ModelPath, Version};
 
 /// A source document or a manifest larger than this is not read: 100,000 files are about 40 MiB.
@@ -68,6 +68,12 @@ impl SourceRecord {
         let key = (self.source.trim_end_matches('/'), &self.include, &self.exclude);
         let text = serde_json::to_vec(&key).expect("strings always encode");
         blake3::hash(&text).to_hex()[..32].to_owned()
+    }
+
+    /// The object that a file of it is a copy of.
+    pub(super) fn object(&self, file: &SourceFile) -> ObjectId {
+        let (origin, uri, version) = (self.origin.clone(), file.uri.clone(), file.version.clone());
+        ObjectId { origin, uri, version, size: file.size }
     }
 
     /// Bytes of all files.

@@ -8,8 +8,7 @@ use std::time::SystemTime;
 
 use super::boot::BootId;
 use super::{
-    Error, Exported, Layout, ObjectId, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery,
-    sealed,
+    Error, Exported, Layout, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
 };
 use crate::domain::{Digest, Manifest};
 
@@ -149,12 +148,7 @@ impl View {
     pub fn files_present(&self, record: &SourceRecord) -> Vec<u64> {
         let known = catalog::read(&self.layout);
         let present = |file: &SourceFile| {
-            let id = ObjectId {
-                origin: record.origin.clone(),
-                uri: file.uri.clone(),
-                version: file.version.clone(),
-                size: file.size,
-            };
+            let id = record.object(file);
             match known.get(&id) {
                 Some(known) if self.has_blob(&known.digest) => file.size,
                 _ => super::partial::peek(&self.layout, &id),

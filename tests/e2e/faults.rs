@@ -195,7 +195,7 @@ fn an_object_that_changes_mid_pull_is_never_mixed() {
         if !request.path.ends_with("model-00003-of-00003.safetensors") {
             return None;
         }
-        match reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        match reads.fetch_add(1, Ordering::Relaxed) {
             // Half of the old version arrives,
             0 => Some(Fault::Truncate(3 << 20)),
             // and before the rest is asked for there is a new one.
@@ -229,7 +229,7 @@ fn an_object_that_changes_all_the_time_is_given_up_with_a_sentence() {
         if request.path.ends_with("config.json")
             && let Some(origin) = changer.upgrade()
         {
-            let seed = seed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let seed = seed.fetch_add(1, Ordering::Relaxed);
             origin.bucket().put("m/config.json", Noise::new(seed).bytes(100), Checksums::multipart());
         }
         // The change comes after this read was answered with the old version's ETag check.

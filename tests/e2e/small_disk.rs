@@ -70,7 +70,7 @@ impl SmallDisk {
     /// What others write there: a file of that many bytes, or of as many as there is room for.
     fn fill(&self, bytes: u64) {
         let mut file = File::create(self.at.join("others")).expect("a file");
-        let block = [7; 1 << 16];
+        let block = vec![7; 1 << 16];
         let _ = (0..bytes.div_ceil(1 << 16)).try_for_each(|_| file.write_all(&block));
     }
 }
@@ -146,6 +146,15 @@ fn has(node: &Node, number: u64) -> bool {
     listed(node).iter().any(|model| model["source"] == source(number) && model["state"] == "complete")
 }
 
+/// Says so when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// How much was in use at most while `work` ran.
 fn most_used(disk: &SmallDisk, work: impl FnOnce()) -> u64 {
     let (most, ended) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -157,12 +166,6 @@ fn most_used(disk: &SmallDisk, work: impl FnOnce()) -> u64 {
             }
         });
         // Also when the work panics, or the scope would wait for ever.
-        struct Ends<'a>(&'a AtomicBool);
-        impl Drop for Ends<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Relaxed);
-            }
-        }
         let _ends = Ends(&ended);
         work();
     });
@@ -205,7 +208,7 @@ fn stream(kind: Kind, test: &str) {
         });
     });
     let high = disk.high();
-    eprintln!("{kind:?}: {} of {} bytes below the high mark were in use at most", most, high);
+    eprintln!("{kind:?}: {most} of {high} bytes below the high mark were in use at most");
     assert!(most <= high + SMALL_CHANGE, "{most} bytes were in use, the high mark is {high}");
     let status = node.status();
     let evictions = status["totals"]["evictions"].as_u64().expect("a count");

@@ -138,7 +138,7 @@ impl Stage<'_> {
         check!(granted.ready.lease.is_some() == (ask.lease != Lease::None), "a lease: {:?}", granted.ready.lease);
         match ask.lease {
             Lease::None => {}
-            Lease::Caller => self.held.push(Held { granted, model }),
+            Lease::Caller => self.held.push(Held { _granted: granted, model }),
             lease => {
                 let owner = life::owner(lease).expect("an owner");
                 self.leases.insert((owner.to_string(), model), self.is_seen(lease));
@@ -210,8 +210,11 @@ impl Stage<'_> {
             (Due::Either(..), Some(Err(failure))) if failure.exit == Exit::NotFound => {}
             (Due::Pulled(_) | Due::Either(..), Some(Err(failure))) if failure.exit == Exit::Disk => {
                 self.quiesce()?;
-                if failure.message.contains("No space left") && self.is_full() {
-                    // It may have begun, or come to its last document.
+                let view = self.life().cache().store().view();
+                let numbers = self.world.files(ask.wish).unwrap_or_default().into_values();
+                let is_here = numbers.map(|number| content(number).digest).all(|digest| view.has_blob(&digest));
+                if is_here && failure.message.contains("No space left") && self.is_full() {
+                    // No room was asked for, and there was none for a document.
                     effects.evicts = true;
                     effects.sets.insert(id.clone(), self.current(ask.wish).into_iter().collect());
                 } else {
@@ -632,7 +635,7 @@ impl Stage<'_> {
             VerifyEvent::Damaged { digest, .. } => drop(found.insert(digest)),
             VerifyEvent::DamagedManifest { .. } => failures.push(format!("{event:?}")),
             VerifyEvent::Error { exit_code, .. } if ![Exit::NotFound as u8, Exit::Disk as u8].contains(&exit_code) => {
-                failures.push(format!("{event:?}"))
+                failures.push(format!("{event:?}"));
             }
             _ => {}
         }));
@@ -829,22 +832,23 @@ fn turn_a_bit(path: &std::path::Path, at: u64) {
 /// What a process that is killed may leave, one bit of `debris` each; less on a full disk.
 fn leave(store: &std::path::Path, debris: u8) {
     let root = store.join("v1");
+    let has = |bit: u8| debris >> bit & 1 == 1;
     let write = |name: &str, bytes: &[u8]| drop(fs::write(root.join(name), bytes));
-    if debris & 1 != 0 {
+    if has(0) {
         write("scratch/1-1", b"half a docu");
     }
-    if debris & 2 != 0 {
+    if has(1) {
         let _ = fs::create_dir_all(root.join("scratch/1-2/sub"));
         write("scratch/1-2/sub/w", b"half a tree");
     }
-    if debris & 32 != 0 {
+    if has(5) {
         write("partial/00000000000000000000000000000000.bytes", &[0; 5000]);
     }
     let catalog = fs::File::options().read(true).append(true).open(root.join("catalog.log")).expect("a catalog");
-    if debris & 4 != 0 {
+    if has(2) {
         let _ = (&catalog).write_all(b"half a li");
     }
-    if debris & 24 == 24 {
+    if has(3) && has(4) {
         let len = catalog.metadata().expect("a file").len();
         catalog.set_len(len.saturating_sub(10)).expect("a file");
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// A tmpfs, unmounted with the value; a plain directory where this user may not mount.
@@ -56,10 +56,6 @@ impl Disk {
     pub fn space(&self) -> (u64, u64) {
         let stat = rustix::fs::statvfs(self.directory.path()).expect("a file system");
         (stat.f_blocks * stat.f_frsize, (stat.f_blocks - stat.f_bavail) * stat.f_frsize)
-    }
-
-    pub fn path(&self) -> &Path {
-        self.directory.path()
     }
 }
 

@@ -15,7 +15,7 @@
 //! - A start finds everything as it was before a crash, and leaves nothing in `scratch/`.
 //! - No step takes long, and nothing goes on in the background that nobody waits for.
 //!
-//! `LARDER_STEPS` says how many steps there are, about. Seeds of cases that failed are kept in
+//! `LARDER_STEPS` says how many steps there are, about, and `LARDER_STEPS_TOLD` tells of each. Seeds of cases that failed are kept in
 //! `main.proptest-regressions` and tried first.
 
 mod acts;
@@ -47,6 +47,11 @@ const CASE_LEN_MAX: usize = 400;
 const DISK_LEN: u32 = 10;
 /// No step may take longer.
 const STEP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether every step is told of as it is taken, and a failure not shortened.
+fn is_told() -> bool {
+    std::env::var_os("LARDER_STEPS_TOLD").is_some()
+}
 
 /// Where cases happen, one after the other.
 struct Place {
@@ -98,7 +103,7 @@ impl Place {
             let started = Instant::now();
             let taken = stage.take(step);
             let took = started.elapsed();
-            if std::env::var_os("LARDER_STEP_TIMES").is_some() {
+            if is_told() {
                 eprintln!("{at} {took:?} {step:?}");
                 if let Some(life) = stage.life.as_ref() {
                     eprintln!("   {:?} {:?}", life.cache().status().map(|status| status.disk), self.disk.space());
@@ -122,7 +127,7 @@ fn the_cache_keeps_its_promises_through_any_steps() {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
         max_shrink_time: 300_000,
-        max_shrink_iters: 2_000,
+        max_shrink_iters: if is_told() { 0 } else { 2_000 },
         ..Config::default()
     });
     let (place, started) = (Place::new(), Instant::now());

@@ -203,10 +203,6 @@ impl World {
     }
 }
 
-pub const fn source_of(wish: usize) -> usize {
-    WISHES[wish].0
-}
-
 pub fn selection(wish: usize) -> Selection {
     let exclude: Vec<String> = WISHES[wish].1.iter().map(|glob| (*glob).to_owned()).collect();
     Selection::new(&[], &exclude).expect("globs")
