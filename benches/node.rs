@@ -8,7 +8,7 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Front, Nginx, Noise, Origin};
@@ -111,7 +111,8 @@ fn warm_runs(args: &[String]) {
         .map(|number| {
             let mut command = Command::new(&binary);
             command.env_clear().env("LARDER_SOCKET", socket).env("LARDER_POD_UID", "bench");
-            run(command.arg("s3://models/m/").arg(Path::new(work).join(format!("warm-{number}"))))
+            command.arg("s3://models/m/").arg(Path::new(work).join(format!("warm-{number}")));
+            run(command.stderr(Stdio::null()))
         })
         .collect();
     let peak = costs.iter().filter_map(|cost| cost.rss).max().map_or_else(
