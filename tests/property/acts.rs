@@ -210,11 +210,9 @@ impl Stage<'_> {
             (Due::Either(..), Some(Err(failure))) if failure.exit == Exit::NotFound => {}
             (Due::Pulled(_) | Due::Either(..), Some(Err(failure))) if failure.exit == Exit::Disk => {
                 self.quiesce()?;
-                let view = self.life().cache().store().view();
-                let numbers = self.world.files(ask.wish).unwrap_or_default().into_values();
-                let is_here = numbers.map(|number| content(number).digest).all(|digest| view.has_blob(&digest));
-                if is_here && failure.message.contains("No space left") && self.is_full() {
-                    // No room was asked for, and there was none for a document.
+                if failure.message.contains("No space left") && self.is_full() {
+                    // Others took the last of it: there was none for a document, which no room is
+                    // asked for. The disk's own sentence says so.
                     effects.evicts = true;
                     effects.sets.insert(id.clone(), self.current(ask.wish).into_iter().collect());
                 } else {
@@ -240,6 +238,14 @@ impl Stage<'_> {
     fn refusal_is_right(&self, failure: &Failure, before: &Kept, id: &str, missing: u64) -> Checked {
         for word in ["needed", "free", "evictable", "pinned", "in use"] {
             check!(failure.message.contains(word), "a refusal without `{word}`: {}", failure.message);
+        }
+        if before.records.iter().any(|(id, (model, _))| model.is_none() && self.pins.contains(id)) {
+            // What came of a pinned source's unfinished pull stays too, and is not counted here.
+            return Ok(());
+        }
+        // What came of a pinned source that is unfinished stays too, and is known from its objects only.
+        if before.records.iter().any(|(id, (model, _))| model.is_none() && self.pins.contains(id)) {
+            return Ok(());
         }
         let stays = |model: &&Digest| self.is_protected(before, model) || before.names(model).any(|name| name == id);
         let files = before.manifests.iter().filter(stays).filter_map(|model| self.models.get(model));
