@@ -731,7 +731,7 @@ impl Stage<'_> {
             };
         }
         let fresh = self.disk.store().join("v1/fresh");
-        for boot in crate::walk::names(&fresh) {
+        for boot in names(&fresh) {
             fs::rename(fresh.join(boot), fresh.join("00000000-0000-0000-0000-000000000000")).expect("a rename");
         }
         self.begin()?;

@@ -201,8 +201,13 @@ impl Stage<'_> {
             let named = before.names(model).collect::<BTreeSet<_>>();
             let removed =
                 effects.removes_models.contains(model) || named.iter().any(|id| effects.removes.contains(*id));
+            // A pin is of a source, and leaves a model that the source moved on from.
+            let mut pinning = named.iter().filter(|id| self.pins.contains(**id));
+            let lapsed = !self.is_leased(model)
+                && !self.pins.contains(&model.to_string())
+                && pinning.all(|id| effects.sets.contains_key(*id));
             check!(
-                removed || (effects.evicts && !protected.contains(model)),
+                removed || (effects.evicts && (lapsed || !protected.contains(model))),
                 "model {model} is gone (protected: {}, evictions: {})",
                 protected.contains(model),
                 effects.evicts
