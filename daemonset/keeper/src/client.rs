@@ -1,0 +1,284 @@
+//! What a daemon asks of the keeper.
+//!
+//! Calls may come from any thread. Those about backing files take turns on the daemon's one
+//! connection; `bind` and its like make a connection each, since a `bind` walks into the mount
+//! and so waits for the threads of the daemon that answer FUSE, which may want a `back` first.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown, socket_with};
+
+use crate::fuse::Agreed;
+use crate::protocol::{self, Packet, Refusal, join, number, path};
+
+/// None of it waits for anything but the keeper and the kernel.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A walk waits for whoever serves the file systems on its way, this daemon among them.
+const WALK_TIMEOUT: Duration = Duration::from_mins(2);
+/// Between two attempts at a keeper that is not there yet.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the keeper says first.
+#[derive(Debug)]
+pub struct Hello {
+    /// The protocol, [`protocol::VERSION`].
+    pub version: u32,
+    /// The keeper's package.
+    pub keeper_version: String,
+    /// Where the file system is mounted, as the keeper sees it.
+    pub mount: PathBuf,
+    /// Another one for every mount: what a daemon remembers of backing ids and open files is
+    /// worth something only under the same one.
+    pub epoch: u64,
+    /// What the keeper and the kernel agreed upon.
+    pub agreed: Agreed,
+    /// `/dev/fuse`, connected to the mount.
+    pub device: OwnedFd,
+}
+
+/// The daemon's connection to the keeper.
+#[derive(Debug)]
+pub struct Keeper {
+    socket: OwnedFd,
+    at: PathBuf,
+    turn: Mutex<()>,
+}
+
+impl Keeper {
+    /// Becomes the keeper's one daemon; whoever was it before is cut off. Waits up to `timeout`
+    /// for a keeper that is not there yet.
+    ///
+    /// # Errors
+    /// The last attempt's error when the time is up; a [`Refusal`] when the keeper speaks another
+    /// protocol.
+    pub fn connect(at: impl AsRef<Path>, timeout: Duration) -> io::Result<(Self, Hello)> {
+        let at = at.as_ref();
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match Self::connect_now(at, left.clamp(CONNECT_INTERVAL, ANSWER_TIMEOUT)) {
+                Err(error) if refusal(&error).is_none() && left > CONNECT_INTERVAL => {
+                    std::thread::sleep(CONNECT_INTERVAL);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn connect_now(at: &Path, timeout: Duration) -> io::Result<(Self, Hello)> {
+        let socket = open(at, timeout)?;
+        let mut packet = call(&socket, &[b"hello", protocol::VERSION.to_string().as_bytes()], None, timeout)?;
+        let hello = hello(&mut packet).ok_or_else(not_an_answer)?;
+        Ok((Self { socket, at: at.to_owned(), turn: Mutex::new(()) }, hello))
+    }
+
+    /// The backing id of a key: of `file`, a regular file opened for reading only, or of the one
+    /// that the key was given for earlier.
+    ///
+    /// # Errors
+    /// A [`Refusal`] with the kernel's `errno` (`EOPNOTSUPP` without passthrough, `ELOOP` for a
+    /// file on an overlay) or `ENOSPC` for too many keys; or the connection is lost.
+    pub fn back(&self, key: u64, file: impl AsFd) -> io::Result<u32> {
+        let packet = self.ask(&[b"back", key.to_string().as_bytes()], Some(file.as_fd()))?;
+        single(&packet).and_then(number).ok_or_else(not_an_answer)
+    }
+
+    /// Forgets a key, so that its file's space can be freed. Whoever has it open keeps it. Says
+    /// whether the key was known.
+    ///
+    /// # Errors
+    /// As for [`Keeper::back`].
+    pub fn unback(&self, key: u64) -> io::Result<bool> {
+        flag(&self.ask(&[b"unback", key.to_string().as_bytes()], None)?)
+    }
+
+    /// Keys in ascending order, those above `after`, at most [`protocol::KEYS_PER_ANSWER`]; none
+    /// at the end.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn keys(&self, after: Option<u64>) -> io::Result<Vec<u64>> {
+        let after = after.map(|after| after.to_string()).unwrap_or_default();
+        let packet = self.ask(&[b"keys", after.as_bytes()], None)?;
+        fields(&packet).map(|field| number(field).ok_or_else(not_an_answer)).collect()
+    }
+
+    /// Mounts the directory `source` of the file system, a path relative to its root, at `target`,
+    /// read only. Waits for the daemon's own answers to FUSE. Doing it twice is doing it once.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `target` is not where binds may be, is in use, or `source` is not there.
+    pub fn bind(&self, source: impl AsRef<Path>, target: impl AsRef<Path>) -> io::Result<()> {
+        self.errand(&[b"bind", bytes(source.as_ref()), bytes(target.as_ref())]).map(drop)
+    }
+
+    /// Takes back a bind of this keeper or of one before it, and removes the directory if it is
+    /// empty. Says whether something was mounted there.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `target` is not where binds may be.
+    pub fn unbind(&self, target: impl AsRef<Path>) -> io::Result<bool> {
+        flag(&self.errand(&[b"unbind", bytes(target.as_ref())])?)
+    }
+
+    /// A listening stream socket at `path`, in the place of a socket that was there.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `path` is not where sockets may be, or is something else.
+    pub fn listen(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+        let mut packet = self.errand(&[b"listen", bytes(path.as_ref())])?;
+        packet.descriptors.pop().ok_or_else(not_an_answer)
+    }
+
+    /// Removes a socket's name.
+    ///
+    /// # Errors
+    /// As for [`Keeper::listen`].
+    pub fn unlisten(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.errand(&[b"unlisten", bytes(path.as_ref())]).map(drop)
+    }
+
+    /// Whether the keeper is gone or has another daemon now. Either way this one must stop
+    /// answering FUSE: two that read from one connection take each other's requests.
+    ///
+    /// To be told, wait for `POLLHUP` on the descriptor that [`AsFd`] lends.
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        !matches!(poll(&mut polled, Some(&Timespec::default())), Ok(0))
+    }
+
+    fn ask(&self, request: &[&[u8]], descriptor: Option<BorrowedFd<'_>>) -> io::Result<Packet> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = call(&self.socket, request, descriptor, ANSWER_TIMEOUT);
+        if let Err(error) = &result
+            && refusal(error).is_none()
+        {
+            // The answer may still come; the next request must not take it for its own.
+            let _ = shutdown(&self.socket, Shutdown::Both);
+        }
+        result
+    }
+
+    fn errand(&self, request: &[&[u8]]) -> io::Result<Packet> {
+        call(&open(&self.at, ANSWER_TIMEOUT)?, request, None, WALK_TIMEOUT)
+    }
+}
+
+impl AsFd for Keeper {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The keeper's own words, if it was the keeper that refused.
+#[must_use]
+pub fn refusal(error: &io::Error) -> Option<&Refusal> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The `errno` of an error, whether the keeper or this side's kernel gave it.
+#[must_use]
+pub fn errno(error: &io::Error) -> Option<i32> {
+    error.raw_os_error().or_else(|| refusal(error).map(|refusal| refusal.errno))
+}
+
+fn open(at: &Path, timeout: Duration) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    connect(&socket, &SocketAddrUnix::new(at)?)?;
+    Ok(socket)
+}
+
+fn call(
+    socket: &OwnedFd,
+    request: &[&[u8]],
+    descriptor: Option<BorrowedFd<'_>>,
+    timeout: Duration,
+) -> io::Result<Packet> {
+    set_socket_timeout(socket, Timeout::Recv, Some(timeout))?;
+    // A keeper that refuses to listen has said why before it closed the connection.
+    match protocol::send(socket, &join(request), descriptor) {
+        Ok(()) | Err(Errno::PIPE) => {}
+        Err(errno) => return Err(lost(errno)),
+    }
+    let received = match protocol::receive(socket) {
+        Err(Errno::CONNRESET) => protocol::receive(socket),
+        received => received,
+    };
+    let packet = received.map_err(lost)?.ok_or_else(|| lost(Errno::PIPE))?;
+    let mut fields = packet.bytes.splitn(3, |byte| *byte == 0);
+    match (fields.next(), fields.next().map(number), fields.next()) {
+        (Some(b"ok"), ..) if !packet.is_cut => Ok(packet),
+        (Some(b"error"), Some(Some(errno)), Some(sentence)) => {
+            Err(Refusal { errno, sentence: String::from_utf8_lossy(sentence).into_owned() }.into())
+        }
+        _ => Err(not_an_answer()),
+    }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+/// The fields after `ok`.
+fn fields(packet: &Packet) -> impl Iterator<Item = &[u8]> {
+    packet.bytes.split(|byte| *byte == 0).skip(1)
+}
+
+fn single(packet: &Packet) -> Option<&[u8]> {
+    let mut fields = fields(packet);
+    let field = fields.next()?;
+    fields.next().is_none().then_some(field)
+}
+
+fn flag(packet: &Packet) -> io::Result<bool> {
+    match single(packet) {
+        Some(b"0") => Ok(false),
+        Some(b"1") => Ok(true),
+        _ => Err(not_an_answer()),
+    }
+}
+
+fn hello(packet: &mut Packet) -> Option<Hello> {
+    let device = packet.descriptors.pop()?;
+    let fields: Vec<&[u8]> = fields(packet).collect();
+    let [version, keeper_version, mount, epoch, abi_major, abi_minor, flags, max_readahead, max_write] = fields[..]
+    else {
+        return None;
+    };
+    Some(Hello {
+        version: number(version)?,
+        keeper_version: String::from_utf8(keeper_version.to_vec()).ok()?,
+        mount: path(mount).to_owned(),
+        epoch: number(epoch)?,
+        agreed: Agreed {
+            abi_major: number(abi_major)?,
+            abi_minor: number(abi_minor)?,
+            flags: u64::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?,
+            max_readahead: number(max_readahead)?,
+            max_write: number(max_write)?,
+        },
+        device,
+    })
+}
+
+fn lost(errno: Errno) -> io::Error {
+    match errno {
+        Errno::AGAIN => io::Error::new(io::ErrorKind::TimedOut, "the keeper does not answer"),
+        Errno::PIPE | Errno::CONNRESET => io::Error::new(io::ErrorKind::ConnectionAborted, "the keeper is gone"),
+        errno => errno.into(),
+    }
+}
+
+fn not_an_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "what answers is no larder-keeper")
+}

@@ -1,0 +1,73 @@
+//! `larder-keeper`: makes the FUSE mount of larder and keeps it while the daemon comes and goes.
+//!
+//! This is all of larder that runs with privileges. It knows no network and one peer.
+
+mod args;
+mod backing;
+mod bind;
+mod mount;
+mod mountinfo;
+mod peer;
+mod place;
+mod socket;
+mod sys;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use args::{Command, Settings};
+use larder_keeper::protocol::Refusal;
+use peer::Desk;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::umask;
+
+const EXIT_USAGE: u8 = 64;
+const EXIT_KERNEL: u8 = 71;
+const EXIT_BUSY: u8 = 75;
+
+fn main() -> ExitCode {
+    let settings = match args::parse(std::env::args_os().skip(1).collect(), &|name| std::env::var_os(name)) {
+        Ok(Command::Keep(settings)) => settings,
+        Ok(Command::Print(text)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(problems) => {
+            problems.iter().for_each(|problem| say(problem));
+            say("`larder-keeper --help` shows what can be given");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match keep(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            say(&refusal.sentence);
+            let is_busy = refusal.errno == Errno::ADDRINUSE.raw_os_error();
+            ExitCode::from(if is_busy { EXIT_BUSY } else { EXIT_KERNEL })
+        }
+    }
+}
+
+/// Mounts, serves until told to end, and leaves no mount and no socket behind.
+fn keep(settings: Settings) -> Result<(), Refusal> {
+    umask(Mode::WGRP | Mode::WOTH);
+    let told_to_end =
+        sys::told_to_end().map_err(|error| Refusal::new(Errno::IO, format!("cannot wait for signals: {error}")))?;
+    let (directory, socket) = (settings.mount.clone(), settings.socket.clone());
+    socket::nobody_listens(&socket)?;
+    mount::detach(&directory)?;
+    let mount = mount::mount(&directory)?;
+    let served = socket::of_keeper(&socket, settings.peer_uid)
+        .and_then(|listener| Desk::open(settings, mount).serve(&listener, &told_to_end));
+    let _ = std::fs::remove_file(&socket);
+    mount::detach(&directory)?;
+    served
+}
+
+/// A line of the log, in one write, so that the lines of containers do not mix, and one only,
+/// whatever is in a path. With nobody to read it, it is of no use to fail.
+fn say(sentence: &str) {
+    let line = format!("larder-keeper: {}\n", sentence.replace(char::is_control, "?"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}

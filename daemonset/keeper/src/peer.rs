@@ -1,0 +1,270 @@
+//! Who is answered, and what.
+//!
+//! Each connection has a thread of its own. The one that said `hello` last is the daemon's, and
+//! only it may speak of backing files; the others are errands that name a path. Of all requests
+//! only `bind` waits for a daemon, perhaps for the next one, so binds are counted apart: however
+//! many of them wait, the next daemon is heard.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use larder_keeper::protocol::{self, Packet, Refusal, join, number, path};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+
+use crate::args::Settings;
+use crate::backing::Backing;
+use crate::mount::Mount;
+use crate::{EXIT_KERNEL, bind, say, socket, sys};
+
+/// One daemon needs one, and one more for each errand.
+const CONNECTIONS_MAX: usize = 256;
+/// Of those, how many may wait for a daemon in a bind.
+const BINDS_MAX: usize = 64;
+/// Who connects and says nothing is no daemon of ours. The daemon itself may be silent for days,
+/// but not deaf.
+const TALK_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a failure of accept(2), which may be that descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Desk {
+    settings: Settings,
+    mount: Mount,
+    backing: Backing,
+    /// The daemon's connection.
+    daemon: Mutex<Option<Arc<OwnedFd>>>,
+    connections: AtomicUsize,
+    binds: AtomicUsize,
+}
+
+/// One of a bounded number.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize, max: usize) -> Option<Self> {
+        // Counted before it is known, so that two at a time are not both the last one.
+        let counted = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < max).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A message, and perhaps a descriptor.
+type Answer = (Vec<u8>, Option<Arc<OwnedFd>>);
+
+fn ok(fields: &[&[u8]]) -> Answer {
+    (join(&[&[b"ok".as_slice()], fields].concat()), None)
+}
+
+impl Desk {
+    /// For the life of the process: threads that wait in a bind may outlive everything else.
+    pub fn open(settings: Settings, mount: Mount) -> &'static Self {
+        let (daemon, backing) = (Mutex::default(), Backing::default());
+        Box::leak(Box::new(Self {
+            settings,
+            mount,
+            backing,
+            daemon,
+            connections: AtomicUsize::new(0),
+            binds: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Accepts connections until told to end.
+    pub fn serve(&'static self, listener: &OwnedFd, told_to_end: &OwnedFd) -> Result<(), Refusal> {
+        loop {
+            let mut polled = [PollFd::new(told_to_end, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+            retry_on_intr(|| poll(&mut polled, None)).map_err(|errno| Refusal::kernel(errno, "wait for the daemon"))?;
+            if !polled[0].revents().is_empty() {
+                return Ok(());
+            }
+            match accept_with(listener, SocketFlags::CLOEXEC) {
+                Ok(connection) => self.take(connection),
+                // Gone again already.
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => {
+                    say(&format!("cannot accept a connection: {errno}"));
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Gives a connection its thread, if it is the peer's.
+    fn take(&'static self, connection: OwnedFd) {
+        let uid = match sys::peer_uid(&connection) {
+            Ok(uid) if uid == 0 || uid == self.settings.peer_uid => uid,
+            Ok(uid) => return refuse(&connection, &Refusal::new(Errno::PERM, format!("user {uid} is not the peer"))),
+            Err(error) => {
+                let sentence = format!("cannot tell who connects: {error}");
+                return refuse(&connection, &Refusal::new(Errno::PERM, sentence));
+            }
+        };
+        let Some(counted) = Counted::new(&self.connections, CONNECTIONS_MAX) else {
+            return refuse(&connection, &Refusal::new(Errno::BUSY, "there are too many connections"));
+        };
+        let connection = Arc::new(connection);
+        let spawned = thread::Builder::new().spawn(move || {
+            let _counted = counted;
+            self.converse(&connection, uid);
+        });
+        if let Err(error) = spawned {
+            say(&format!("cannot start a thread: {error}"));
+        }
+    }
+
+    /// Answers until the other side is done.
+    fn converse(&'static self, connection: &Arc<OwnedFd>, uid: u32) {
+        let limit = |of| set_socket_timeout(connection, of, Some(TALK_TIMEOUT));
+        if limit(Timeout::Recv).and_then(|()| limit(Timeout::Send)).is_err() {
+            return;
+        }
+        while let Ok(Some(packet)) = protocol::receive(connection) {
+            let (message, descriptor) = match self.answer(connection, uid, packet) {
+                Ok(answer) => answer,
+                Err(refusal) if refusal.errno == Errno::PROTO.raw_os_error() => {
+                    refuse(connection, &refusal);
+                    break;
+                }
+                Err(refusal) => {
+                    say(&refusal.sentence);
+                    (refusal.message(), None)
+                }
+            };
+            if protocol::send(connection, &message, descriptor.as_ref().map(AsFd::as_fd)).is_err() {
+                break;
+            }
+        }
+        let mut daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        if daemon.as_ref().is_some_and(|daemon| Arc::ptr_eq(daemon, connection)) {
+            *daemon = None;
+            say(&format!("the daemon is gone: user {uid}"));
+        }
+    }
+
+    /// Every verb there is.
+    fn answer(&'static self, connection: &Arc<OwnedFd>, uid: u32, packet: Packet) -> Result<Answer, Refusal> {
+        let malformed = || Refusal::new(Errno::PROTO, format!("user {uid} sent something that is no request"));
+        let key = |field| number::<u64>(field).ok_or_else(malformed);
+        let Packet { bytes, mut descriptors, is_cut } = packet;
+        let fields: Vec<&[u8]> = bytes.split(|byte| *byte == 0).collect();
+        if is_cut || descriptors.len() != usize::from(fields[0] == b"back") {
+            return Err(malformed());
+        }
+        let Settings { bind_below, listen_below, .. } = &self.settings;
+        match (fields[..].as_ref(), descriptors.pop()) {
+            ([b"hello", version], _) => self.hello(connection, uid, number(version).ok_or_else(malformed)?),
+            ([b"back" | b"unback" | b"keys", _], _) if !self.is_daemon(connection) => {
+                Err(Refusal::new(Errno::PERM, format!("user {uid} has not said hello, or another one has since")))
+            }
+            ([b"back", of], Some(file)) => {
+                let id = self.backing.back(&self.mount, key(of)?, &file)?;
+                Ok(ok(&[id.to_string().as_bytes()]))
+            }
+            ([b"unback", of], _) => self.backing.unback(&self.mount, key(of)?).map(flag),
+            ([b"keys", after], _) => {
+                let after = if after.is_empty() { None } else { Some(key(after)?) };
+                let keys = self.backing.keys(after);
+                Ok(ok(&keys.iter().map(String::as_bytes).collect::<Vec<_>>()))
+            }
+            ([b"bind", source, target], _) => {
+                let (source, target) = (path(source), path(target));
+                self.bind(source, target)?;
+                say(&format!("bound `{}` to `{}`", source.display(), target.display()));
+                Ok(ok(&[]))
+            }
+            ([b"unbind", target], _) => {
+                let was_bound = bind::unbind(bind_below, path(target))?;
+                say(&format!("unbound `{}`", path(target).display()));
+                Ok(flag(was_bound))
+            }
+            ([b"listen", at], _) => {
+                let socket = socket::listen(listen_below, path(at))?;
+                say(&format!("listens at `{}` for the daemon", path(at).display()));
+                Ok((ok(&[]).0, Some(Arc::new(socket))))
+            }
+            ([b"unlisten", at], _) => {
+                socket::unlisten(listen_below, path(at))?;
+                say(&format!("removed `{}`", path(at).display()));
+                Ok(ok(&[]))
+            }
+            _ => Err(malformed()),
+        }
+    }
+
+    fn hello(&self, connection: &Arc<OwnedFd>, uid: u32, version: u32) -> Result<Answer, Refusal> {
+        if version != protocol::VERSION {
+            let sentence = format!("user {uid} speaks protocol {version}, this keeper {}", protocol::VERSION);
+            return Err(Refusal::new(Errno::PROTONOSUPPORT, sentence));
+        }
+        if self.mount.is_aborted() {
+            say("the FUSE connection was aborted: ends here, so that the next keeper mounts again");
+            std::process::exit(EXIT_KERNEL.into());
+        }
+        set_socket_timeout(connection, Timeout::Recv, None).map_err(|errno| Refusal::kernel(errno, "wait longer"))?;
+        let before = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(connection));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, connection)) {
+            let _ = shutdown(&before, Shutdown::Both);
+        }
+        say(&format!("the daemon is here: user {uid}"));
+        let Mount { epoch, agreed, device, .. } = &self.mount;
+        let (message, _) = ok(&[
+            protocol::VERSION.to_string().as_bytes(),
+            env!("CARGO_PKG_VERSION").as_bytes(),
+            self.settings.mount.as_os_str().as_bytes(),
+            epoch.to_string().as_bytes(),
+            agreed.abi_major.to_string().as_bytes(),
+            agreed.abi_minor.to_string().as_bytes(),
+            format!("{:x}", agreed.flags).as_bytes(),
+            agreed.max_readahead.to_string().as_bytes(),
+            agreed.max_write.to_string().as_bytes(),
+        ]);
+        Ok((message, Some(Arc::clone(device))))
+    }
+
+    fn is_daemon(&self, connection: &Arc<OwnedFd>) -> bool {
+        let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        daemon.as_ref().is_some_and(|daemon| Arc::ptr_eq(daemon, connection))
+    }
+
+    fn bind(&'static self, source: &Path, target: &Path) -> Result<(), Refusal> {
+        let Some(_counted) = Counted::new(&self.binds, BINDS_MAX) else {
+            return Err(Refusal::new(Errno::BUSY, format!("{BINDS_MAX} binds wait for the daemon already")));
+        };
+        let walk = || {
+            sys::keep_only(&self.mount.root)
+                .map_err(|error| Refusal::new(Errno::NOSYS, format!("cannot let go of /dev/fuse: {error}")))?;
+            bind::bind(&self.mount, &self.settings.bind_below, source, target)
+        };
+        let walked =
+            thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, walk).map(ScopedJoinHandle::join));
+        match walked {
+            Ok(Ok(result)) => result,
+            _ => Err(Refusal::new(Errno::AGAIN, "the thread of a bind did not start or did not end well")),
+        }
+    }
+}
+
+fn flag(is_so: bool) -> Answer {
+    ok(&[if is_so { b"1" } else { b"0" }])
+}
+
+/// A last word to a connection that is about to be closed.
+fn refuse(connection: &OwnedFd, refusal: &Refusal) {
+    say(&refusal.sentence);
+    let _ = protocol::send(connection, &refusal.message(), None);
+}

@@ -1,0 +1,77 @@
+//! Listening sockets: the keeper's own, and those in directories of kubelet that only root may
+//! write to.
+
+use std::fs::{self, DirBuilder};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::path::{Path, PathBuf};
+
+use larder_keeper::protocol::Refusal;
+use rustix::fs::{AtFlags, CWD, Mode, Uid, chownat, fchmod};
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
+
+use crate::place::Place;
+
+const BACKLOG: i32 = 128;
+
+/// Says no if there is a keeper at `path` already, which would be left without a mount.
+pub fn nobody_listens(path: &Path) -> Result<(), Refusal> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connected = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .and_then(|socket| connect(&socket, &SocketAddrUnix::new(path)?));
+    match connected {
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(Refusal::new(Errno::ADDRINUSE, format!("another keeper listens at `{}`", path.display())))
+        }
+        // What else may be wrong with the path, making the socket will tell.
+        Err(_) => Ok(()),
+    }
+}
+
+/// The keeper's own socket, for the peer and root only.
+pub fn of_keeper(path: &Path, peer_uid: u32) -> Result<OwnedFd, Refusal> {
+    let parent = path.parent().unwrap_or(path);
+    let old = DirBuilder::new().recursive(true).mode(0o755).create(parent).and_then(|()| fs::symlink_metadata(path));
+    if old.is_ok_and(|old| old.file_type().is_socket()) {
+        let _ = fs::remove_file(path);
+    }
+    // Nobody can connect before `listen`, so there is no moment with another owner either.
+    let made = named(SocketType::SEQPACKET, path).and_then(|socket| {
+        chownat(CWD, path, Some(Uid::from_raw(peer_uid)), None, AtFlags::SYMLINK_NOFOLLOW)?;
+        ioctl_fionbio(&socket, true)?;
+        listen_on(socket)
+    });
+    made.map_err(|errno| Refusal::kernel(errno, format_args!("listen at `{}`", path.display())))
+}
+
+/// A socket with a name, to which its owner alone may connect, and not before it listens.
+fn named(kind: SocketType, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    // The name gets the mode that the socket has at bind(2), so there is no moment with another.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+fn listen_on(socket: OwnedFd) -> rustix::io::Result<OwnedFd> {
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// A listening socket at `path`, in the place of a socket that was there. Root, who is kubelet,
+/// may connect.
+pub fn listen(allowed: &[PathBuf], path: &Path) -> Result<OwnedFd, Refusal> {
+    let place = Place::find_or_make(allowed, path)?;
+    let made = place.remove_socket().and_then(|()| named(SocketType::STREAM, &place.path())).and_then(listen_on);
+    made.map_err(|errno| Refusal::kernel(errno, format_args!("listen at `{}`", path.display())))
+}
+
+/// Removes the name of such a socket.
+pub fn unlisten(allowed: &[PathBuf], path: &Path) -> Result<(), Refusal> {
+    let place = match Place::find(allowed, path) {
+        Err(refusal) if refusal.errno == Errno::NOENT.raw_os_error() => return Ok(()),
+        place => place?,
+    };
+    place.remove_socket().map_err(|errno| Refusal::kernel(errno, format_args!("remove `{}`", path.display())))
+}

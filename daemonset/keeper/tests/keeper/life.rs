@@ -1,0 +1,217 @@
+//! Starting, ending, and daemons that come and go.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use larder_keeper::fuse::PASSTHROUGH;
+use larder_keeper::{Keeper, protocol};
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
+
+use crate::scene::{PEER_UID, content, empty_scene, ended, mode, mount_tmpfs, read, scene, until};
+
+/// One daemon reads two requests and is killed; the next answers them. Meanwhile a complete file
+/// is read as if nothing had happened.
+#[test]
+fn readers_do_not_notice_that_the_daemon_dies() {
+    let Some(scene) = scene() else { return };
+    let model = scene.mount().join("model");
+    let has_passthrough = scene.connect().1.agreed.flags & PASSTHROUGH != 0;
+    let first = scene.daemon(true);
+    let (plain, passed) = (File::open(model.join("plain")).unwrap(), File::open(model.join("passed")).unwrap());
+    let id = has_passthrough.then(|| first.says("backed"));
+    assert_eq!(read(model.join("plain")), content("plain"));
+    let slow = thread::spawn({
+        let path = model.join("slow");
+        move || read(path)
+    });
+    first.says("parked a read");
+    first.kill();
+    until("the keeper knows", || scene.logged("the daemon is gone"));
+
+    if id.is_some() {
+        let mut byte = [0];
+        passed.read_exact_at(&mut byte, 299_999).expect("no daemon is needed");
+        assert_eq!(byte[0], content("passed")[299_999]);
+    }
+    let opened = thread::spawn({
+        let path = model.join("passed");
+        move || read(path)
+    });
+    let second = scene.daemon(false);
+    assert_eq!(slow.join().unwrap(), content("slow"));
+    assert_eq!(opened.join().unwrap(), content("passed"));
+    let mut byte = [0];
+    plain.read_exact_at(&mut byte, 200_000).expect("a file of the daemon before");
+    if let Some(id) = id {
+        assert_eq!(second.says("backed"), id, "another id for a file that is open is an error");
+    } else {
+        eprintln!("skipped in part: this kernel has no passthrough");
+    }
+}
+
+/// Readers that never pause, and daemons that are killed wherever they are.
+#[test]
+fn many_daemons_die_and_no_read_fails() {
+    const DAEMONS: usize = 25;
+    let Some(scene) = scene() else { return };
+    let mut daemon = scene.daemon(false);
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers = ["slow", "passed", "plain"].map(|name| {
+        let (path, stop) = (scene.mount().join("model").join(name), Arc::clone(&stop));
+        thread::spawn(move || {
+            let (mut count, expected) = (0, content(name));
+            while !stop.load(Ordering::Relaxed) {
+                let mut file = File::open(&path).expect("opened");
+                // So that the daemon is asked, and not the page cache.
+                fadvise(&file, 0, None, Advice::DontNeed).expect("dropped");
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes).expect("read");
+                assert!(bytes == expected, "wrong bytes of {name}");
+                count += 1;
+            }
+            count
+        })
+    });
+    for number in 0..DAEMONS {
+        thread::sleep(Duration::from_millis(5 + 7 * (number as u64 % 5)));
+        daemon.kill();
+        daemon = scene.daemon(false);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let counts = readers.map(|reader| reader.join().expect("no error"));
+    eprintln!("{DAEMONS} daemons killed under {counts:?} reads");
+    assert!(counts.iter().all(|count| *count > 0));
+}
+
+#[test]
+fn the_mount_is_read_only_and_executes_nothing() {
+    let Some(scene) = scene() else { return };
+    let _daemon = scene.daemon(false);
+    let mounts = scene.mounts();
+    assert_eq!(mounts.len(), 1, "{mounts:?}");
+    for option in [" ro,nosuid,nodev,noexec,noatime", " - fuse.larder larder ro,", "allow_other", "default_permissions"]
+    {
+        assert!(mounts[0].contains(option), "{option}: {mounts:?}");
+    }
+    let error = fs::write(scene.mount().join("model/new"), "").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let number = mounts[0].split(' ').nth(2).unwrap();
+    let read_ahead = fs::read_to_string(format!("/sys/class/bdi/{number}/read_ahead_kb")).unwrap();
+    assert!(read_ahead.trim() == "1024" || scene.logged("readahead stays"), "{read_ahead}");
+}
+
+#[test]
+fn hello_says_what_was_agreed() {
+    let Some(mut scene) = scene() else { return };
+    let (_keeper, hello) = scene.connect();
+    assert_eq!((hello.version, hello.agreed.abi_major), (protocol::VERSION, 7));
+    assert_eq!(hello.keeper_version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(hello.mount, scene.mount());
+    assert_eq!(hello.agreed.max_write, 1 << 20);
+    assert!(hello.agreed.abi_minor >= 31 && hello.agreed.max_readahead >= 4096, "{:?}", hello.agreed);
+    assert_eq!(scene.connect().1.epoch, hello.epoch, "the same mount");
+    let request = larder_keeper::init_request(&hello);
+    let offer = larder_keeper::fuse::Offer::parse(&request).expect("an INIT request");
+    assert_eq!(offer.agree(), hello.agreed, "whoever answers it agrees to the same");
+    scene.end(Signal::KILL);
+    scene.start();
+    assert_ne!(scene.connect().1.epoch, hello.epoch, "another mount");
+}
+
+#[test]
+fn told_to_end_it_leaves_neither_mount_nor_socket() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let Some(mut scene) = scene() else { return };
+        let daemon = scene.daemon(false);
+        let mut file = File::open(scene.mount().join("model/passed")).unwrap();
+        assert_eq!(scene.end(signal).code(), Some(0));
+        assert!(scene.mounts().is_empty());
+        assert!(!scene.socket().exists());
+        assert!(scene.mount().is_dir(), "the directory stays");
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).expect("an open file stays readable");
+        assert_eq!(bytes, content("passed"));
+        drop(daemon);
+    }
+}
+
+#[test]
+fn what_is_left_of_keepers_before_is_cleared_away() {
+    let Some(mut scene) = scene() else { return };
+    scene.end(Signal::KILL);
+    assert_eq!(
+        File::open(scene.mount().join("model")).unwrap_err().raw_os_error(),
+        Some(Errno::NOTCONN.raw_os_error()),
+        "a dead mount"
+    );
+    assert!(scene.socket().exists(), "a dead socket");
+    scene.start();
+    assert_eq!(scene.mounts().len(), 1);
+    scene.end(Signal::KILL);
+    mount_tmpfs(&scene.mount());
+    assert_eq!(scene.mounts().len(), 2, "a stack of two");
+    scene.start();
+    let _daemon = scene.daemon(false);
+    assert_eq!(scene.mounts().len(), 1);
+    assert_eq!(read(scene.mount().join("model/plain")), content("plain"));
+}
+
+/// What nobody can serve any more is not kept: whoever restarts the keeper gets a new mount.
+#[test]
+fn an_aborted_connection_ends_the_keeper_when_a_daemon_comes() {
+    let Some(mut scene) = scene() else { return };
+    let daemon = scene.daemon(false);
+    // It is in use, so this only ends the connection.
+    assert_eq!(unmount(scene.mount(), UnmountFlags::FORCE), Err(Errno::BUSY));
+    drop(daemon);
+    Keeper::connect(scene.socket(), Duration::ZERO).unwrap_err();
+    assert_eq!(scene.wait().code(), Some(71));
+    scene.start();
+    let _daemon = scene.daemon(false);
+    assert_eq!(read(scene.mount().join("model/plain")), content("plain"));
+}
+
+#[test]
+fn a_second_keeper_leaves_the_first_alone() {
+    let Some(scene) = scene() else { return };
+    let _daemon = scene.daemon(false);
+    let mut second = scene.command().spawn().unwrap();
+    assert_eq!(ended(&mut second).code(), Some(75));
+    assert!(scene.logged("another keeper listens"));
+    assert_eq!(read(scene.mount().join("model/plain")), content("plain"));
+}
+
+#[test]
+fn the_socket_is_the_peers_and_nobody_elses() {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(scene) = scene() else { return };
+    assert_eq!(mode(&scene.socket()), 0o600);
+    assert_eq!(fs::metadata(scene.socket()).unwrap().uid(), PEER_UID);
+}
+
+#[test]
+fn wrong_values_are_all_told_at_once() {
+    let Some(scene) = empty_scene() else { return };
+    let mut command = scene.command();
+    command.args(["--peer-uid=x", "--lazy"]).env("LARDER_KEEPER_MOUNT", "m").stderr(Stdio::piped());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8(output.stderr).unwrap();
+    for expected in ["larder-keeper: unknown argument `--lazy`", "`x` is no UID", "`m` is no place"] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let file = scene.path("file");
+    fs::write(&file, "").unwrap();
+    let status = scene.command().env("LARDER_KEEPER_MOUNT", file).status().unwrap();
+    assert_eq!(status.code(), Some(71));
+    assert!(scene.logged("cannot make `"));
+}
