@@ -11,6 +11,7 @@ pub mod control;
 pub mod daemon;
 pub mod domain;
 pub mod fetch;
+pub mod mount;
 pub mod remote;
 pub mod report;
 pub mod store;

@@ -15,7 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cache", &["domain", "telemetry", "store", "remote", "fetch", "report"]),
     ("config", &["domain", "fetch", "report"]),
     ("control", &["domain", "telemetry", "fetch", "report", "cache"]),
-    ("daemon", &["telemetry", "store", "remote", "fetch", "report", "cache", "control", "config"]),
+    ("mount", &["domain", "store", "cache"]),
+    ("daemon", &["telemetry", "mount", "store", "remote", "fetch", "report", "cache", "control", "config"]),
     ("cli", &["domain", "store", "remote", "fetch", "report", "cache", "config", "daemon"]),
 ];
 

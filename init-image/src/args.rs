@@ -27,6 +27,7 @@ directory that is already there, a link is put for each of them.
 Options:
       --copy                  Files of the pod's own instead of links (reflinks where possible)
       --fresh                 Refuse a cached copy when the origin cannot be asked
+      --lazy                  Do not wait for the bytes: reads of the model do [LARDER_LAZY]
       --include GLOB          Only files that match; may be given again
       --exclude GLOB          Not the files that match; may be given again
       --socket PATH           The daemon's socket [LARDER_SOCKET, /run/larder/larder.sock]
@@ -67,6 +68,7 @@ pub struct Settings {
     pub pairs: Vec<Pair>,
     pub copy: bool,
     pub fresh: bool,
+    pub lazy: bool,
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub socket: PathBuf,
@@ -118,11 +120,16 @@ pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -
         }
         None => None,
     };
+    let lazy = typed.lazy || env("LARDER_LAZY").is_some_and(|value| value != "0" && value != "false");
+    if lazy && typed.copy {
+        return Err(usage("`--copy` and `--lazy` exclude each other: a copy needs all the bytes"));
+    }
     let socket = typed.socket.or_else(|| env("LARDER_SOCKET")).unwrap_or_else(|| SOCKET.into());
     Ok(Command::Deliver(Settings {
         pairs: pairs(typed.places)?,
         copy: typed.copy,
         fresh: typed.fresh,
+        lazy,
         include: typed.include,
         exclude: typed.exclude,
         socket: socket.into(),
@@ -142,6 +149,7 @@ struct Typed {
     ends_options: bool,
     copy: bool,
     fresh: bool,
+    lazy: bool,
     include: Vec<String>,
     exclude: Vec<String>,
     socket: Option<OsString>,
@@ -173,6 +181,7 @@ impl Typed {
             "--" => Some(&mut self.ends_options),
             "--copy" => Some(&mut self.copy),
             "--fresh" => Some(&mut self.fresh),
+            "--lazy" => Some(&mut self.lazy),
             "--json" => Some(&mut self.json),
             "-q" | "--quiet" => Some(&mut self.quiet),
             _ => None,
@@ -309,6 +318,10 @@ mod tests {
         let settings = check(&["x", "y"], &[]).unwrap();
         assert_eq!((settings.socket, settings.timeout), (PathBuf::from(SOCKET), TIMEOUT_DEFAULT));
         assert_eq!((settings.pod_uid, settings.model_root), (None, None));
+        assert!(!settings.lazy && check(&["--lazy", "x", "y"], &[]).unwrap().lazy);
+        for (value, lazy) in [("1", true), ("true", true), ("0", false), ("false", false), ("", false)] {
+            assert_eq!(check(&["x", "y"], &[("LARDER_LAZY", value)]).unwrap().lazy, lazy, "{value:?}");
+        }
     }
 
     #[test]
@@ -319,7 +332,8 @@ mod tests {
             (&["s", "d", "t"], "no DEST was given for `t`"),
             (&["", "d"], "is empty"),
             (&["s", ""], "is empty"),
-            (&["--lazy", "s", "d"], "unknown option `--lazy`"),
+            (&["--lasy", "s", "d"], "unknown option `--lasy`"),
+            (&["--lazy", "--copy", "s", "d"], "exclude each other"),
             (&["-x"], "unknown option `-x`"),
             (&["--copy=yes"], "`--copy` takes no value"),
             (&["s", "d", "--socket"], "`--socket` needs a value"),

@@ -105,6 +105,8 @@ pub struct Wish {
     pub exclude: Vec<String>,
     /// Rather fail than hand out a copy that the origin could not be asked about.
     pub fresh: bool,
+    /// Do not wait for the bytes, where the node has a mount: reads wait for them there.
+    pub lazy: bool,
     /// Who will use it.
     pub lease: Lease,
 }
@@ -116,6 +118,8 @@ impl Wish {
             .strings("include", &self.include)
             .strings("exclude", &self.exclude)
             .literal("fresh", if self.fresh { "true" } else { "false" });
+        // A daemon that is older than the word refuses it.
+        let body = if self.lazy { body.literal("lazy", "true") } else { body };
         match &self.lease {
             Lease::None => body.literal("lease", "null"),
             Lease::Connection => body.string("lease", "connection"),
@@ -271,8 +275,10 @@ pub struct Progress {
 pub struct Ready {
     /// The source as the daemon writes it.
     pub source: String,
-    /// The model's digest: 64 hexadecimal digits.
+    /// The model's digest: 64 hexadecimal digits. While it arrives, the name of its listing.
     pub digest: String,
+    /// Whether some of it is still missing.
+    pub arriving: bool,
     /// The directory with its files, absolute, as the daemon sees it.
     pub path: PathBuf,
     /// How many files it has.
@@ -356,6 +362,7 @@ fn ready_of(value: &Value) -> Result<Ready, String> {
     Ok(Ready {
         source: text_of(value, "source")?,
         digest,
+        arriving: matches!(value.get("arriving"), Some(Value::Bool(true))),
         path: PathBuf::from(path),
         files: needed("files")?,
         bytes_total: needed("bytes_total")?,
@@ -424,10 +431,13 @@ mod tests {
             include: vec!["*.json".to_owned()],
             exclude: Vec::new(),
             fresh: false,
+            lazy: false,
             lease: Lease::Owner("pod:1".to_owned()),
         };
         let expected = r#"{"source":"s3://b/\"m\"/","include":["*.json"],"exclude":[],"fresh":false,"lease":"pod:1"}"#;
         assert_eq!(wish.to_json(), expected);
+        let lazy = Wish { lazy: true, ..wish.clone() };
+        assert!(lazy.to_json().ends_with(r#""fresh":false,"lazy":true,"lease":"pod:1"}"#));
         let wish = Wish { fresh: true, lease: Lease::Connection, ..wish };
         assert!(wish.to_json().ends_with(r#""fresh":true,"lease":"connection"}"#));
         assert!(Wish { lease: Lease::None, ..wish }.to_json().ends_with(r#""lease":null}"#));

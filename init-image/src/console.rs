@@ -111,6 +111,7 @@ impl Console {
             return;
         }
         let how = match copied {
+            None if ready.arriving => "still arriving, linked",
             None => "linked",
             Some(copied) if copied.reflinked > 0 => "reflinked",
             Some(_) => "copied",
@@ -122,8 +123,8 @@ impl Console {
             " (",
             &bytes(ready.bytes_total),
             "), ",
-            &bytes(ready.bytes_moved),
-            " moved, ",
+            &bytes(if ready.arriving { ready.bytes_here } else { ready.bytes_moved }),
+            if ready.arriving { " here, " } else { " moved, " },
             &duration(self.began.elapsed()),
             ", ",
             how,

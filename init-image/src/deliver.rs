@@ -26,6 +26,7 @@ pub fn deliver(settings: &Settings, pair: &Pair, console: &mut Console) -> Resul
         include: settings.include.clone(),
         exclude: settings.exclude.clone(),
         fresh: settings.fresh,
+        lazy: settings.lazy,
         lease: lease.clone(),
     };
     let mut ensure = Ensure::new(Client::new(&settings.socket), wish, settings.timeout);

@@ -17,6 +17,7 @@
 //!     include: Vec::new(),
 //!     exclude: Vec::new(),
 //!     fresh: false,
+//!     lazy: false,
 //!     lease: Lease::Connection,
 //! };
 //! let granted = Ensure::new(client, wish, std::time::Duration::from_secs(30)).run(&mut |news| match news {

@@ -57,6 +57,8 @@ pub struct Book {
     unwritten: HashSet<String>,
     pins: HashMap<String, Pin>,
     leaving: HashSet<Digest>,
+    /// How often each blob, or what is still arriving of a listing, is open in the mount.
+    open: HashMap<Digest, u32>,
 }
 
 impl Book {
@@ -70,6 +72,7 @@ impl Book {
             unwritten: HashSet::new(),
             pins: store.notes(Shelf::Pins)?.into_iter().collect(),
             leaving: HashSet::new(),
+            open: HashMap::new(),
         })
     }
 
@@ -208,11 +211,16 @@ impl Book {
         self.pins.len()
     }
 
-    /// Begins to evict a model: from now on nobody gets a lease of it. False when somebody has one,
-    /// or wants it kept under one of `keys`.
-    pub fn begin_leaving(&mut self, digest: Digest, keys: &[String]) -> bool {
+    /// Begins to evict a model: from now on nobody gets a lease of it, nor opens what is among its
+    /// `parts`: its blobs, and the listings that it came of. False when somebody has, or wants it
+    /// kept under one of `keys`.
+    pub fn begin_leaving(&mut self, digest: Digest, keys: &[String], parts: &[Digest]) -> bool {
         let wanted = keys.iter().any(|key| self.is_pinned(key)) || self.is_pinned(&digest.to_string());
-        if wanted || self.leases.values().any(|lease| lease.digest == digest) {
+        if wanted
+            || self.is_used(&digest)
+            || parts.iter().any(|part| self.is_used(part))
+            || self.leaving.contains(&digest)
+        {
             return false;
         }
         self.leaving.insert(digest)
@@ -221,6 +229,55 @@ impl Book {
     /// The model is gone, or stays after all.
     pub fn end_leaving(&mut self, digest: &Digest) {
         self.leaving.remove(digest);
+    }
+
+    /// Whether somebody has a lease of a model or a listing.
+    #[must_use]
+    pub fn is_leased(&self, digest: &Digest) -> bool {
+        self.leases.values().any(|lease| lease.digest == *digest)
+    }
+
+    /// Whether somebody has a lease of it or has it open.
+    #[must_use]
+    pub fn is_used(&self, digest: &Digest) -> bool {
+        self.open.contains_key(digest) || self.is_leased(digest)
+    }
+
+    /// A blob, or a file that is still arriving for a listing, was opened in the mount.
+    pub fn opened(&mut self, part: Digest) {
+        *self.open.entry(part).or_default() += 1;
+    }
+
+    /// It was closed.
+    pub fn closed(&mut self, part: &Digest) {
+        if let Some(count) = self.open.get_mut(part) {
+            *count -= 1;
+            if *count == 0 {
+                self.open.remove(part);
+            }
+        }
+    }
+
+    /// What is open, by how often.
+    #[must_use]
+    pub const fn open_parts(&self) -> &HashMap<Digest, u32> {
+        &self.open
+    }
+
+    /// Gives everybody who waits for a listing a lease of the model that it has become.
+    ///
+    /// # Errors
+    /// [`Refused`] of any of them.
+    pub fn lease_also(
+        &mut self,
+        store: &Store,
+        kubelet: &Path,
+        listing: &Digest,
+        model: Digest,
+    ) -> Result<(), Refused> {
+        let waiting = self.leases.values().filter(|lease| lease.digest == *listing);
+        let owners: Vec<Owner> = waiting.map(|lease| lease.owner.clone()).collect();
+        owners.into_iter().try_for_each(|owner| self.lease(store, kubelet, owner, model).map(drop))
     }
 }
 

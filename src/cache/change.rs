@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::named;
 use super::{Cache, blocking};
+use crate::domain::Digest;
 use crate::report::{Exit, Failure};
+use crate::store::SourceRecord;
 
 /// Who pins by hand.
 pub const HOLDER: &str = "user";
@@ -45,7 +47,7 @@ impl Cache {
         blocking(move || {
             let (store, residency) = (cache.store(), &cache.residency);
             let (mut records, mut manifests) = (Vec::new(), Vec::new());
-            let mut leaving = Vec::new();
+            let (mut listings, mut leaving) = (Vec::new(), Vec::new());
             let (ids, refused) = {
                 // Looked up under the lock: a source that is not moving cannot move on to another
                 // model before it is gone.
@@ -53,6 +55,7 @@ impl Cache {
                 for name in &names {
                     for kept in named::matching(store.view(), name)? {
                         manifests.extend(kept.manifest.map(|digest| (name, digest)));
+                        listings.extend(kept.record.iter().map(SourceRecord::listing));
                         records.extend(kept.record.map(|record| (name, record.id())));
                     }
                 }
@@ -62,13 +65,22 @@ impl Cache {
                 if let Some((name, _)) = records.iter().find(|(_, id)| book.is_pinned(id)) {
                     refused = refused.or_else(|| Some(in_use(name, "it is pinned")));
                 }
+                if let Some(name) = names.first().filter(|_| listings.iter().any(|listing| book.is_used(listing))) {
+                    refused = refused.or_else(|| Some(in_use(name, "somebody reads it while it arrives")));
+                }
                 for (name, digest) in &manifests {
                     if refused.is_none() && !leaving.contains(digest) {
-                        if book.begin_leaving(*digest, &ids) {
+                        let manifest = store.view().manifest(digest);
+                        let blobs =
+                            manifest.map_or_else(|_| Vec::new(), |m| m.files().iter().map(|f| f.digest).collect());
+                        let parts: Vec<Digest> = blobs.into_iter().chain(listings.iter().copied()).collect();
+                        if book.begin_leaving(*digest, &ids, &parts) {
                             leaving.push(*digest);
                         } else {
                             let users = book.users(digest);
-                            let who = if users.is_empty() {
+                            let who = if users.is_empty() && parts.iter().any(|part| book.is_used(part)) {
+                                "a file of it is open".into()
+                            } else if users.is_empty() {
                                 "it is pinned".into()
                             } else {
                                 format!("{} uses it", users.join(", "))

@@ -10,7 +10,7 @@ use super::event::{Event, Ready};
 use super::flight::{Flight, Landing, Seat};
 use super::owner::Owner;
 use super::residency::Resident;
-use super::{Cache, blocking};
+use super::{ARRIVING, Cache, blocking};
 use crate::domain::Source;
 use crate::fetch::{self, Outcome, Pull, Selection};
 use crate::remote;
@@ -36,6 +36,9 @@ pub struct Wish {
     pub selection: Selection,
     /// Rather fail than give out a copy that the origin could not be asked about.
     pub fresh: bool,
+    /// Do not wait for the bytes: where there is a mount, the model may be read as soon as its
+    /// files are known.
+    pub lazy: bool,
     /// Who will use it.
     pub lease: LeaseWish,
     /// How often to say how far it is.
@@ -57,7 +60,7 @@ impl Wish {
     /// A wish with progress in the usual rhythm.
     #[must_use]
     pub const fn new(source: Source, selection: Selection, fresh: bool, lease: LeaseWish) -> Self {
-        Self { source, selection, fresh, lease, progress_every: PROGRESS_INTERVAL }
+        Self { source, selection, fresh, lazy: false, lease, progress_every: PROGRESS_INTERVAL }
     }
 
     /// The id of the record that its source and selection have in the store.
@@ -121,6 +124,8 @@ impl Answers {
 /// How one wait for a flight ended.
 enum Wait {
     Landed(Landing),
+    /// What the model is, is known, and some of it is missing.
+    Listed(Arc<SourceRecord>),
     /// The origin takes too long to say what the model is now.
     OutOfPatience,
 }
@@ -151,6 +156,7 @@ impl Cache {
         tell: &mut (dyn FnMut(Event) + Send),
         started: Instant,
     ) -> Result<(Granted, telemetry::Outcome), Failure> {
+        self.mounted().await?;
         let key = wish.record_id();
         let _marked = self.residency.moving(&key);
         for _ in 0..ROUNDS_MAX {
@@ -180,7 +186,8 @@ impl Cache {
             }
             let (seat, joined) = self.board(wish, &key);
             let stand_in = here.as_ref().filter(|_| !wish.fresh);
-            let (why, failure) = match Self::wait(&seat, wish, stand_in.is_some(), tell).await {
+            let lazy = wish.lazy && self.mount().is_some();
+            let (why, failure) = match Self::wait(&seat, wish, lazy, stand_in.is_some(), tell).await {
                 Wait::Landed(Landing { result: Ok(outcome), .. }) => {
                     // Evicted since, if it is not here: the next round pulls it again.
                     let Some(resident) = self.find(&key).await? else { continue };
@@ -194,6 +201,10 @@ impl Cache {
                         (_, false) => telemetry::Outcome::Pull,
                     };
                     return Ok((granted, label));
+                }
+                Wait::Listed(record) => {
+                    let granted = self.grant_arriving(wish, record, &seat, started, tell).await?;
+                    return Ok((granted, telemetry::Outcome::Lazy));
                 }
                 Wait::Landed(Landing { result: Err(failure), unanswered: true }) => (failure.message.clone(), failure),
                 Wait::Landed(Landing { result: Err(failure), .. }) => return Err(failure),
@@ -225,9 +236,9 @@ impl Cache {
 
     /// Waits for a flight and tells how far it is. Where a copy could stand in, the origin must say
     /// in time what the model is now; the transfer itself may take as long as it takes.
-    async fn wait(seat: &Seat, wish: &Wish, stand_in: bool, tell: &mut (dyn FnMut(Event) + Send)) -> Wait {
-        let landed = seat.landed();
-        tokio::pin!(landed);
+    async fn wait(seat: &Seat, wish: &Wish, lazy: bool, stand_in: bool, tell: &mut (dyn FnMut(Event) + Send)) -> Wait {
+        let (landed, listed) = (seat.landed(), seat.listed());
+        tokio::pin!(landed, listed);
         let mut patience = stand_in.then(|| Box::pin(tokio::time::sleep(ORIGIN_PATIENCE)));
         let mut tick = tokio::time::interval(wish.progress_every);
         // Said at once only where there is something to wait for.
@@ -236,6 +247,7 @@ impl Cache {
             tokio::select! {
                 biased;
                 landing = &mut landed => return Wait::Landed(landing),
+                record = &mut listed, if lazy => return Wait::Listed(record),
                 () = async { if let Some(patience) = &mut patience { patience.await } else { std::future::pending().await } } => {
                     if seat.flight().progress.files_total.load(Relaxed) == 0 {
                         return Wait::OutOfPatience;
@@ -256,20 +268,7 @@ impl Cache {
         started: Instant,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Option<Granted>, Failure> {
-        let owner = match &wish.lease {
-            LeaseWish::None => None,
-            LeaseWish::Caller => Some(self.next_connection()),
-            LeaseWish::Owner(owner) => Some(owner.clone()),
-        };
-        if let Some(Owner::Pod(uid)) = &owner
-            && !self.residency.kubelet.join("pods").join(uid).is_dir()
-        {
-            let message = format!(
-                "no pod `{uid}` is below `{}`, so its lease cannot end with it and is kept for a day",
-                self.residency.kubelet.join("pods").display()
-            );
-            tell(Event::Warning { message });
-        }
+        let owner = self.owner_of(wish, tell);
         let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
         let lease = blocking(move || {
@@ -302,7 +301,7 @@ impl Cache {
                 ));
             }
         };
-        let mut ready = ready(wish, resident, started);
+        let mut ready = ready(wish, resident, self.mount(), started);
         if let Some(Flown { outcome, flight }) = flown {
             let named = |map: &std::collections::BTreeMap<&'static str, usize>| {
                 map.iter().map(|(name, count)| ((*name).to_owned(), *count as u64)).collect()
@@ -322,7 +321,72 @@ impl Cache {
         Ok(Some(Granted { ready, _lease: lease.flatten() }))
     }
 
-    fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {
+    /// Who the lease will be for.
+    fn owner_of(&self, wish: &Wish, tell: &mut (dyn FnMut(Event) + Send)) -> Option<Owner> {
+        let owner = match &wish.lease {
+            LeaseWish::None => None,
+            LeaseWish::Caller => Some(self.next_connection()),
+            LeaseWish::Owner(owner) => Some(owner.clone()),
+        };
+        if let Some(Owner::Pod(uid)) = &owner
+            && !self.residency.kubelet.join("pods").join(uid).is_dir()
+        {
+            let message = format!(
+                "no pod `{uid}` is below `{}`, so its lease cannot end with it and is kept for a day",
+                self.residency.kubelet.join("pods").display()
+            );
+            tell(Event::Warning { message });
+        }
+        owner
+    }
+
+    /// Lets a reader in before the bytes are here: a lease of the listing, which keeps them coming.
+    async fn grant_arriving(
+        self: &Arc<Self>,
+        wish: &Wish,
+        record: Arc<SourceRecord>,
+        seat: &Seat,
+        started: Instant,
+        tell: &mut (dyn FnMut(Event) + Send),
+    ) -> Result<Granted, Failure> {
+        let owner = self.owner_of(wish, tell);
+        let is_callers = wish.lease == LeaseWish::Caller;
+        let (cache, kept) = (Arc::clone(self), Arc::clone(&record));
+        let (listing, lease) = blocking(move || {
+            let residency = &cache.residency;
+            let mut book = residency.book();
+            // Under the lock: without a lease of it, housekeeping forgets it.
+            let listing = residency.store.keep_listing(&kept)?;
+            let lease = owner.map(|owner| book.lease(&residency.store, &residency.kubelet, owner, listing));
+            drop(book);
+            let id = lease.transpose().map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))?;
+            let callers = is_callers.then(|| id.clone().map(|id| CallersLease { cache: Arc::clone(&cache), id }));
+            Ok((listing, (id, callers.flatten())))
+        })
+        .await?;
+        // Before the seat is given up: the flight goes on for as long as the lease does.
+        self.keep_coming(&record);
+        let (id, lease) = lease;
+        let moving = seat.flight().moving();
+        let mut ready = Ready {
+            source: wish.source.to_string(),
+            digest: listing.to_string(),
+            arriving: true,
+            files: record.files.len() as u64,
+            bytes_total: record.size(),
+            bytes_here: moving.bytes_done,
+            seconds: started.elapsed().as_secs_f64(),
+            lease: id,
+            ..Ready::default()
+        };
+        if let Some(mount) = self.mount() {
+            ready.path = mount.join(ARRIVING).join(&ready.digest).display().to_string();
+            ready.root = mount.display().to_string();
+        }
+        Ok(Granted { ready, _lease: lease })
+    }
+
+    pub(super) fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {
         self.board.board(key, &wish.source.to_string(), |flight| {
             let (cache, wish, key) = (Arc::clone(self), wish.clone(), key.to_owned());
             tokio::spawn(async move { cache.fly(wish, key, flight).await });
@@ -371,6 +435,7 @@ impl Cache {
             selection: wish.selection.clone(),
             progress: Arc::clone(&flight.progress),
             cancel: flight.cancel.clone(),
+            listed: flight.listed.clone(),
         };
         pull.run().await
     }
@@ -401,9 +466,9 @@ struct Flown<'a> {
     flight: &'a Flight,
 }
 
-fn ready(wish: &Wish, resident: &Resident, started: Instant) -> Ready {
+fn ready(wish: &Wish, resident: &Resident, mount: Option<&std::path::Path>, started: Instant) -> Ready {
     let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let tree = absolute(&resident.tree);
+    let tree = mount.map_or_else(|| absolute(&resident.tree), |mount| mount.join(resident.digest.to_string()));
     Ready {
         source: wish.source.to_string(),
         digest: resident.digest.to_string(),

@@ -122,8 +122,11 @@ pub struct MovingFile {
 pub struct Ready {
     /// The source.
     pub source: String,
-    /// The model's digest.
+    /// The model's digest; where it is still arriving, the name of its listing.
     pub digest: String,
+    /// Whether it may be read although some of it is still missing: reads wait.
+    #[serde(default)]
+    pub arriving: bool,
     /// Its directory of ordinary files.
     pub path: String,
     /// The directory that holds the directories of all models.
@@ -171,6 +174,7 @@ impl Ready {
         Self {
             source: source.to_owned(),
             digest: outcome.manifest.to_string(),
+            arriving: false,
             root: tree.parent().unwrap_or(&tree).display().to_string(),
             path: tree.display().to_string(),
             files: outcome.files as u64,

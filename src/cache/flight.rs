@@ -12,8 +12,9 @@ use tokio::sync::watch;
 
 use super::event::Moving;
 use super::rate::Rate;
-use crate::fetch::{Cancel, Outcome, Progress};
+use crate::fetch::{Cancel, Listed, Outcome, Progress};
 use crate::report::Failure;
+use crate::store::SourceRecord;
 
 /// How often the rate is taken.
 pub(super) const RATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,6 +34,8 @@ pub(super) struct Flight {
     pub progress: Arc<Progress>,
     pub cancel: Cancel,
     pub started: Instant,
+    /// What the source names, once that is known and there is room for it.
+    pub listed: Listed,
     landing: watch::Sender<Option<Landing>>,
     rate: AtomicU64,
     /// Bytes moved that [`Flight::untold`] has told of.
@@ -71,6 +74,7 @@ impl Board {
                 progress: Arc::default(),
                 cancel: Cancel::default(),
                 started: Instant::now(),
+                listed: Listed::new(None),
                 landing: watch::Sender::new(None),
                 rate: AtomicU64::new(0),
                 told: AtomicU64::new(0),
@@ -108,6 +112,18 @@ impl Board {
 impl Seat {
     pub fn flight(&self) -> &Arc<Flight> {
         &self.flight
+    }
+
+    /// Waits for a listing of which something is missing.
+    pub async fn listed(&self) -> Arc<SourceRecord> {
+        let mut listed = self.flight.listed.subscribe();
+        // The sender lives as long as this seat.
+        let record = listed.wait_for(Option::is_some).await.ok().and_then(|record| record.clone());
+        match record {
+            Some(record) if record.files.iter().any(|file| file.digest.is_none()) => record,
+            // Everything is here: the landing is near.
+            _ => std::future::pending().await,
+        }
     }
 
     /// Waits for the end.

@@ -3,6 +3,7 @@
 //! [`Cache::ensure`] is the one way to a model: found here, on its way already, or pulled now.
 //! `residency` decides what stays and what goes, `book` knows who uses and who wants what.
 
+mod arriving;
 mod book;
 mod change;
 mod ensure;
@@ -12,6 +13,7 @@ mod flight;
 pub mod listing;
 mod look;
 mod mend;
+mod mounted;
 pub mod named;
 mod origins;
 mod owner;
@@ -36,10 +38,12 @@ use crate::report::{Exit, Failure};
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 
+pub use arriving::ReadError;
 pub use book::{Book, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
+pub use mounted::{ARRIVING, MountStatus};
 pub use owner::{Owner, OwnerError};
 pub use rate::Rate;
 pub use repair::{Damage, Puller, counted, repair};
@@ -69,6 +73,8 @@ pub struct Cache {
     board: Arc<flight::Board>,
     origins: origins::Origins,
     answers: ensure::Answers,
+    coming: arriving::Coming,
+    mounted: mounted::Mounted,
     recheck: Duration,
     metrics: Arc<Metrics>,
     wanted: wanted::Wanted,
@@ -95,6 +101,8 @@ impl Cache {
             board: Arc::default(),
             origins: origins::Origins::new(origin),
             answers: ensure::Answers::default(),
+            coming: arriving::Coming::default(),
+            mounted: mounted::Mounted::default(),
             recheck,
             metrics,
             wanted: wanted::Wanted::default(),

@@ -12,7 +12,7 @@ use super::book::Book;
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
-use crate::store::{self, Census, ObjectId, SourceRecord, Space, Store};
+use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
 use crate::telemetry::Metrics;
 
 /// Evictions for one reservation: files that readers have open free nothing, and then the next
@@ -176,13 +176,19 @@ impl Residency {
         let book = self.book();
         let moving = lock(&self.moving);
         let leased: HashSet<Digest> = book.leases().map(|(_, lease)| lease.digest).collect();
+        let is_used = |entry: &Entry| {
+            entry.manifest.iter().chain(&entry.listings).any(|digest| leased.contains(digest))
+                || entry.blobs.iter().chain(&entry.listings).any(|part| book.open_parts().contains_key(part))
+        };
+        let mut kept_partials: HashSet<String> = HashSet::new();
         let mut snapshot = Snapshot { candidates: Vec::new(), blobs: census.blobs.clone() };
         for entry in &census.entries {
             let pinned = entry.sources.iter().any(|(id, ..)| book.is_pinned(id))
                 || entry.manifest.is_some_and(|digest| book.is_pinned(&digest.to_string()));
             let stays = if pinned {
                 Some(Stays::Pinned)
-            } else if entry.manifest.is_some_and(|digest| leased.contains(&digest)) {
+            } else if is_used(entry) {
+                kept_partials.extend(entry.partials.iter().cloned());
                 Some(Stays::Leased)
             } else if entry.sources.iter().any(|(id, ..)| moving.contains_key(id) || moved.contains(id)) {
                 Some(Stays::Moving)
@@ -192,8 +198,10 @@ impl Residency {
             let victim = match (entry.manifest, entry.sources.first()) {
                 (Some(digest), _) => Victim::Model(digest),
                 (None, Some((id, ..))) => Victim::Unfinished(id.clone()),
-                (None, None) => continue,
+                (None, None) => Victim::Strays,
             };
+            // A kept listing goes when nobody reads it any more, and then what it has are strays.
+            let stays = if entry.sources.is_empty() && entry.manifest.is_none() { Some(Stays::Leased) } else { stays };
             // A model that no source names any more was last used before all others.
             let last_used = entry.sources.iter().map(|(.., used)| *used).max().unwrap_or(UNIX_EPOCH);
             snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own_bytes: 0, last_used, stays });
@@ -221,7 +229,8 @@ impl Residency {
                 blobs: Vec::new(),
                 own_bytes: partial.bytes,
                 last_used: partial.modified,
-                stays: wanted.contains(&partial.file_id).then_some(Stays::Moving),
+                stays: (wanted.contains(&partial.file_id) || kept_partials.contains(&partial.file_id))
+                    .then_some(Stays::Moving),
             });
         }
         snapshot
@@ -247,16 +256,26 @@ impl Residency {
                         let entries = census.entries.iter().filter(|entry| entry.manifest == Some(*digest));
                         let ids: Vec<String> =
                             entries.flat_map(|entry| &entry.sources).map(|(id, ..)| id.clone()).collect();
+                        let parts: Vec<Digest> = census
+                            .entries
+                            .iter()
+                            .filter(|entry| entry.manifest == Some(*digest))
+                            .flat_map(|entry| entry.blobs.iter().chain(&entry.listings).copied())
+                            .collect();
                         let moving = ids.iter().any(|id| lock(&self.moving).contains_key(id));
-                        // Leased, pinned or asked for since the census was taken.
-                        if moving || !book.begin_leaving(*digest, &ids) {
+                        // Leased, opened, pinned or asked for since the census was taken.
+                        if moving || !book.begin_leaving(*digest, &ids, &parts) {
                             continue;
                         }
                         manifests.push(*digest);
                         records.extend(ids);
                     }
                     Victim::Unfinished(id) => {
-                        if !lock(&self.moving).contains_key(id) && !book.is_pinned(id) {
+                        let entries =
+                            census.entries.iter().filter(|entry| entry.sources.iter().any(|(of, ..)| of == id));
+                        let mut listings = entries.flat_map(|entry| &entry.listings);
+                        let is_used = listings.any(|listing| book.is_used(listing));
+                        if !lock(&self.moving).contains_key(id) && !book.is_pinned(id) && !is_used {
                             records.push(id.clone());
                         }
                     }
@@ -292,7 +311,8 @@ impl Residency {
     /// [`store::Error::Io`].
     pub fn keep_below(&self) -> Result<Pressure, store::Error> {
         let _turn = lock(&self.turn);
-        for _ in 0..ROUNDS_MAX {
+        let mut rounds = 0;
+        loop {
             let space = self.store.space()?;
             let used = space.used().saturating_add(self.ledger.bytes());
             if used <= self.watermarks.high(&space) {
@@ -301,12 +321,13 @@ impl Residency {
             let over = used - self.watermarks.low(&space);
             let (snapshot, census) = self.look(&self.ledger.file_ids().into_iter().collect())?;
             let choice = snapshot.choose(0, over).unwrap_or_default();
-            if choice.frees == 0 {
+            // What readers have open frees nothing, however much is named.
+            if choice.frees == 0 || rounds == ROUNDS_MAX {
                 return Ok(Pressure::Stuck { over: used - self.watermarks.high(&space) });
             }
             self.evict(&census, &choice)?;
+            rounds += 1;
         }
-        Ok(Pressure::None)
     }
 
     /// Ends leases whose owner is gone, and notes their models as used until now. Those that stay
@@ -321,6 +342,13 @@ impl Residency {
         }
         // A disk that still takes nothing was complained of when the lease was taken.
         let _ = self.book().write_down(&self.store);
+        for listing in self.store.view().listings()? {
+            // Under the lock: a lease of it could be taken otherwise before it is gone.
+            let book = self.book();
+            if !book.is_used(&listing) {
+                self.store.drop_listing(&listing)?;
+            }
+        }
         Ok(ended.len())
     }
 
@@ -343,7 +371,7 @@ impl Residency {
 pub enum Pressure {
     /// Below the high mark.
     None,
-    /// Beyond it, and nothing may go.
+    /// Beyond it, and nothing may go, or what went has freed too little.
     Stuck {
         /// By so many bytes.
         over: u64,

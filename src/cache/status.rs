@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Cache;
 use super::event::Moving;
+use super::mounted::MountStatus;
 use super::wanted::WantedState;
 use crate::report::text::unix;
 use crate::store;
@@ -71,6 +72,9 @@ pub struct Status {
     pub models: u64,
     /// Pinned sources and models.
     pub pins: u64,
+    /// The mount, where there should be one.
+    #[serde(default)]
+    pub mount: Option<MountStatus>,
     /// What moves now.
     pub moving: Vec<Moving>,
     /// Who uses what.
@@ -92,6 +96,8 @@ pub struct TotalsStatus {
     pub hits: u64,
     pub joins: u64,
     pub pulls: u64,
+    #[serde(default)]
+    pub lazy: u64,
     pub stale: u64,
     pub errors: u64,
     pub evictions: u64,
@@ -107,6 +113,7 @@ impl From<Totals> for TotalsStatus {
             hits,
             joins,
             pulls,
+            lazy,
             stale,
             errors,
             evictions,
@@ -119,6 +126,7 @@ impl From<Totals> for TotalsStatus {
             hits,
             joins,
             pulls,
+            lazy,
             stale,
             errors,
             evictions,
@@ -168,6 +176,7 @@ impl Cache {
             disk,
             models: census.entries.iter().filter(|entry| entry.manifest.is_some()).count() as u64,
             pins,
+            mount: self.mount_status(),
             moving: self.board.flights().iter().map(|flight| flight.moving()).collect(),
             leases,
             prefetch: self.wanted_states(),
@@ -197,6 +206,7 @@ impl Cache {
             leases: status.leases.len() as u64,
             pins: status.pins,
             models: status.models,
+            mount: status.mount.as_ref().map(Into::into).unwrap_or_default(),
         }))
     }
 }

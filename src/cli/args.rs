@@ -99,6 +99,9 @@ pub enum Command {
     Status(Status),
     /// Serve models to the pods and people of this node, until SIGTERM
     Daemon(Daemon),
+    /// Show the store's models as a read-only file system at a directory, until Ctrl-C; what other
+    /// commands bring meanwhile appears there while it arrives
+    Mount(Mount),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -127,6 +130,16 @@ pub struct Daemon {
     /// Check the settings, print those in force and where each was set, and exit
     #[arg(long)]
     pub check: bool,
+}
+
+/// `larder mount`.
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// Where: a directory, made where there is none
+    pub directory: PathBuf,
+    /// How to reach the origins.
+    #[command(flatten)]
+    pub origin: Origin,
 }
 
 /// `larder prefetch`.

@@ -5,6 +5,7 @@ mod args;
 mod console;
 mod daemon;
 mod models;
+mod mount;
 mod owner;
 mod peer;
 mod pins;
@@ -45,7 +46,12 @@ pub fn main() -> ExitCode {
     };
     let console = Console { json: cli.common.json, quiet: cli.common.quiet };
     // The daemon's log is one of its settings.
-    if !matches!(&cli.command, Command::Daemon(args) if !args.check) {
+    let logs_itself = match &cli.command {
+        Command::Daemon(args) => !args.check,
+        Command::Mount(_) => true,
+        _ => false,
+    };
+    if !logs_itself {
         start_log(&cli.common);
     }
     let exit = run(console, &cli).unwrap_or_else(|failure| {
@@ -87,6 +93,7 @@ fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
         // Of a daemon whose settings say where its store is.
         Command::Status(args) => status::run(console, store().ok().as_deref(), args),
         Command::Daemon(args) => daemon::run(console, cli.common.store.as_deref(), args),
+        Command::Mount(args) => mount::run(console, &store()?, args, cli.common.verbose),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "larder", &mut script);

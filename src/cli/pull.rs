@@ -8,7 +8,7 @@ use super::args::Origin;
 use super::watch::INTERVAL;
 use crate::cache::{Event, Moving, Puller, Rate, Ready, Tell, VerifyEvent};
 use crate::domain::Source;
-use crate::fetch::{Cancel, Engine, Progress, Pull, Selection};
+use crate::fetch::{Cancel, Engine, Listed, Progress, Pull, Selection};
 use crate::remote;
 use crate::report::Failure;
 use crate::store::Store;
@@ -45,6 +45,7 @@ impl LocalPull<'_> {
             selection: selection.clone(),
             progress: Arc::clone(&progress),
             cancel: self.cancel.clone(),
+            listed: Listed::new(None),
         };
         let (name, started, mut rate) = (source.to_string(), Instant::now(), Rate::default());
         let mut pulling = Box::pin(pull.run());

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::args::Status;
 use super::console::Console;
 use super::{peer, watch};
-use crate::cache::{self, Disk, LeaseStatus, Moving, Progressing, WantedState};
+use crate::cache::{self, Disk, LeaseStatus, MountStatus, Moving, Progressing, WantedState};
 use crate::domain::Digest;
 use crate::report::text::{self, bytes, percent};
 use crate::report::{Exit, Failure};
@@ -136,9 +136,10 @@ fn screen(told: &Told, now: SystemTime) -> String {
     let Told { version, pid, state, started, store, socket, cache } = told;
     let up = text::duration(since(now, *started));
     let mut parts = vec![format!(
-        "larder {version} at {}: {state}, pid {pid}, up {up}\n{}{}",
+        "larder {version} at {}: {state}, pid {pid}, up {up}\n{}{}{}",
         socket.display(),
         disk(store, &cache.disk),
+        cache.mount.as_ref().map(mount).unwrap_or_default(),
         counts(cache)
     )];
     parts.extend(moving(&cache.moving));
@@ -174,15 +175,40 @@ fn disk(store: &Path, disk: &Disk) -> String {
     section("disk", &of_disk) + &section("store", &of_store)
 }
 
+fn mount(mount: &MountStatus) -> String {
+    let mut clauses = match &mount.directory {
+        None => vec!["not up yet".to_owned(), "the daemon's log says what is amiss".to_owned()],
+        Some(directory) => {
+            let sealed = match &mount.why_not {
+                Some(why) if !mount.passes() => format!("{} ({why})", mount.sealed),
+                _ => mount.sealed.clone(),
+            };
+            let kept = if mount.kept { "kept by larder-keeper" } else { "not kept: it ends with the daemon" };
+            vec![directory.clone(), sealed, kept.to_owned()]
+        }
+    };
+    // Also where it is not up: those who have files of an earlier one open read on.
+    if mount.reads_waiting > 0 {
+        clauses.push(format!("{} waiting for bytes", text::count(count(mount.reads_waiting), "read")));
+    }
+    if mount.reads_failed > 0 {
+        clauses.push(format!("{} failed", text::count(count(mount.reads_failed), "read")));
+    }
+    section("mount", &clauses)
+}
+
 fn counts(cache: &cache::Status) -> String {
     let (totals, scrub) = (&cache.totals, &cache.scrub);
-    let asked = [
+    let mut asked = vec![
         format!("since the start: {} found here", totals.hits),
         format!("{} joined a pull", totals.joins),
         format!("{} pulled", totals.pulls),
-        format!("{} given without asking the origin", totals.stale),
-        format!("{} failed", totals.errors),
     ];
+    if cache.mount.is_some() {
+        asked.push(format!("{} let in while it arrives", totals.lazy));
+    }
+    asked.push(format!("{} given without asking the origin", totals.stale));
+    asked.push(format!("{} failed", totals.errors));
     let moved = [
         format!("{} from origins", bytes(totals.bytes_from_origin)),
         format!("{} did not have to move", bytes(totals.bytes_from_cache)),
@@ -291,6 +317,33 @@ mod tests {
         scrub    5.0 GiB hashed again, not yet through the store, 1 file damaged,
                  1 repaired, bytes were wrong 1 time in all
         ");
+    }
+
+    #[test]
+    fn a_mount_that_passes_through_or_not_or_is_not_there() {
+        let up = MountStatus {
+            directory: Some("/var/lib/larder/mnt".to_owned()),
+            sealed: "passthrough".to_owned(),
+            kept: true,
+            ..MountStatus::default()
+        };
+        insta::assert_snapshot!(mount(&up), @"mount    /var/lib/larder/mnt, passthrough, kept by larder-keeper");
+        let cached = MountStatus {
+            sealed: "cached".to_owned(),
+            why_not: Some("the kernel has no passthrough, which came with Linux 6.9".to_owned()),
+            kept: false,
+            reads_waiting: 1,
+            reads_failed: 12,
+            ..up
+        };
+        insta::assert_snapshot!(mount(&cached), @"
+        mount    /var/lib/larder/mnt,
+                 cached (the kernel has no passthrough, which came with Linux 6.9),
+                 not kept: it ends with the daemon, 1 read waiting for bytes,
+                 12 reads failed
+        ");
+        let absent = MountStatus { directory: None, why_not: None, reads_waiting: 0, reads_failed: 0, ..cached };
+        insta::assert_snapshot!(mount(&absent), @"mount    not up yet, the daemon's log says what is amiss");
     }
 
     #[test]

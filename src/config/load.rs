@@ -61,6 +61,13 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Settings that no file has.
+    #[must_use]
+    pub fn of(config: Config) -> Self {
+        let prefetch_set_by = vec![SetBy::Default; config.prefetch.len()];
+        Self { config, file: None, set_by: vec![SetBy::Default; SETTINGS.len()], prefetch_set_by }
+    }
+
     /// Where a setting has its value from; `None` for a name that is none. Of `prefetch` it is the
     /// first entry.
     #[must_use]

@@ -60,12 +60,25 @@ pub struct Config {
     pub stop_within: Duration,
     /// The kubelet's directory; absolute.
     pub kubelet_dir: PathBuf,
+    /// Where models are mounted, if they are.
+    pub mount: Option<MountAt>,
+    /// How long a read of the mount waits for bytes that do not arrive; 1 s to 1 h.
+    pub read_timeout: Duration,
     /// A tracing filter, which compiles.
     pub log: String,
     /// How lines of the log look.
     pub log_format: LogFormat,
     /// What to have before anybody asks; each of them allowed by `sources`.
     pub prefetch: Vec<Prefetch>,
+}
+
+/// Where the mount comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountAt {
+    /// The daemon mounts here; absolute.
+    Directory(PathBuf),
+    /// The keeper that listens here has it; absolute, at most 107 bytes.
+    Keeper(PathBuf),
 }
 
 /// How lines of the log look.
@@ -106,6 +119,8 @@ impl Default for Config {
             scrub_rate: 32 << 20,
             stop_within: Duration::from_secs(25),
             kubelet_dir: "/var/lib/kubelet".into(),
+            mount: None,
+            read_timeout: Duration::from_mins(5),
             log: "info".into(),
             log_format: LogFormat::Text,
             prefetch: Vec::new(),

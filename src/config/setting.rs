@@ -12,6 +12,8 @@ use super::{Config, sources, told};
 const RECHECK_MAX: Duration = Duration::from_hours(24);
 const STOP_WITHIN_MIN: Duration = Duration::from_secs(1);
 const STOP_WITHIN_MAX: Duration = Duration::from_mins(10);
+const READ_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const READ_TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
 /// Puts a value into the settings, unless it is wrong.
 type Read = fn(&mut Config, Raw<'_>) -> Result<(), Vec<Wrong>>;
@@ -162,6 +164,24 @@ pub const SETTINGS: &[Setting] = &[
         reason: "The kubelet's directory: pods/<uid> below it says whether a pod that holds a lease still exists.",
         read: Some(|config, raw| set(&mut config.kubelet_dir, value::path(raw))),
         show: |config| json!(config.kubelet_dir.display().to_string()),
+    },
+    Setting {
+        name: "mount",
+        form: r#"the absolute path of a directory, "keeper:" and the absolute path of a keeper's socket, or "" for none"#,
+        default: r#""""#,
+        reason: "Where models are mounted for pods: by the daemon itself, which needs root, or by larder-keeper, which lets the daemon run without any privilege and restart unnoticed.",
+        read: Some(|config, raw| set(&mut config.mount, value::mount(raw))),
+        show: |config| json!(told::mount(config.mount.as_ref())),
+    },
+    Setting {
+        name: "read_timeout",
+        form: r#"a duration from 1s to 1h, such as "5m""#,
+        default: r#""5m""#,
+        reason: "How long a read of the mount waits for bytes that do not arrive, before the reader gets an I/O error. Long enough for an origin that is restarted.",
+        read: Some(|config, raw| {
+            set(&mut config.read_timeout, value::duration(raw, READ_TIMEOUT_MIN..=READ_TIMEOUT_MAX))
+        }),
+        show: |config| json!(told::duration(config.read_timeout)),
     },
     Setting {
         name: "log",

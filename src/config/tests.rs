@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::load::{FILE_LEN_MAX, Loaded, Settling, load};
-use super::{Config, SETTINGS, document, example, told};
+use super::{Config, MountAt, SETTINGS, document, example, told};
 use crate::report::{Exit, Failure};
 
 /// The settings of a file with this text, under the name it has where they are told.
@@ -48,6 +48,7 @@ region = "eu-central-1"
 endpoint_url = "http://minio:9000"
 scrub_rate = 0
 stop_within = "500s"
+mount = "keeper:/run/k.sock"
 log = "info,larder::fetch=debug"
 log_format = "json"
 
@@ -73,6 +74,7 @@ fn a_full_file_is_read() {
     assert_eq!((config.recheck, config.stop_within), (Duration::from_mins(2), Duration::from_secs(500)));
     assert_eq!(config.region.as_deref(), Some("eu-central-1"));
     assert_eq!(config.scrub_rate, 0);
+    assert_eq!(config.mount, Some(MountAt::Keeper("/run/k.sock".into())));
     assert_eq!(config.prefetch.len(), 2);
     assert_eq!(config.prefetch[0].include, ["*.json", "*.safetensors"]);
     assert!(config.prefetch[0].pin && !config.prefetch[1].pin);
@@ -93,18 +95,20 @@ fn a_full_file_is_read() {
     scrub_rate      "0"                              larder.toml:11
     stop_within     "500s"                           larder.toml:12
     kubelet_dir     "/var/lib/kubelet"               default
-    log             "info,larder::fetch=debug"       larder.toml:13
-    log_format      "json"                           larder.toml:14
+    mount           "keeper:/run/k.sock"             larder.toml:13
+    read_timeout    "5m"                             default
+    log             "info,larder::fetch=debug"       larder.toml:14
+    log_format      "json"                           larder.toml:15
 
     PREFETCH             INCLUDE                      EXCLUDE  PIN    SET BY
-    s3://models/llama/   ["*.json", "*.safetensors"]  []       true   larder.toml:16
-    file:///nfs/mistral  []                           []       false  larder.toml:24
+    s3://models/llama/   ["*.json", "*.safetensors"]  []       true   larder.toml:17
+    file:///nfs/mistral  []                           []       false  larder.toml:25
     "#);
     let json = loaded.to_json();
     assert_eq!(json["file"], "larder.toml");
     insta::assert_snapshot!(json["settings"]["recheck"], @r#"{"set_by":"larder.toml:7","value":"2m"}"#);
     insta::assert_snapshot!(json["settings"]["store"], @r#"{"set_by":"larder.toml:2","value":"/data/larder"}"#);
-    insta::assert_snapshot!(json["settings"]["prefetch"][1], @r#"{"set_by":"larder.toml:24","value":{"exclude":[],"include":[],"pin":false,"source":"file:///nfs/mistral"}}"#);
+    insta::assert_snapshot!(json["settings"]["prefetch"][1], @r#"{"set_by":"larder.toml:25","value":{"exclude":[],"include":[],"pin":false,"source":"file:///nfs/mistral"}}"#);
 }
 
 #[test]

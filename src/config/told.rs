@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::setting::SETTINGS;
-use super::{Loaded, Prefetch, SetBy};
+use super::{Loaded, MountAt, Prefetch, SetBy};
 use crate::report::text;
 
 impl Loaded {
@@ -69,6 +69,15 @@ pub(super) fn toml(value: &Value) -> String {
             format!("{{ {} }}", pairs.join(", "))
         }
         plain => plain.to_string(),
+    }
+}
+
+/// Where models are mounted.
+pub(super) fn mount(mount: Option<&MountAt>) -> String {
+    match mount {
+        None => String::new(),
+        Some(MountAt::Directory(path)) => path.display().to_string(),
+        Some(MountAt::Keeper(socket)) => format!("keeper:{}", socket.display()),
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::LogFormat;
 use super::problem::Wrong;
+use super::{LogFormat, MountAt};
 
 /// What fits `sockaddr_un` with its closing zero byte.
 pub(super) const SOCKET_LEN_MAX: usize = 107;
@@ -170,6 +170,15 @@ pub(super) fn path(raw: Raw<'_>) -> Result<PathBuf, Wrong> {
         return Err(raw.because("want a path of at most 4095 bytes without control characters"));
     }
     Ok(text.into())
+}
+
+/// Where models are mounted, if they are.
+pub(super) fn mount(raw: Raw<'_>) -> Result<Option<MountAt>, Wrong> {
+    match raw.text().ok_or_else(|| raw.wrong())?.strip_prefix("keeper:") {
+        Some(path) => socket(Raw::Text(path)).map(|path| Some(MountAt::Keeper(path))).map_err(|_| raw.wrong()),
+        None if raw.text() == Some("") => Ok(None),
+        None => path(raw).map(|path| Some(MountAt::Directory(path))),
+    }
 }
 
 /// The path of a socket.

@@ -32,6 +32,9 @@ pub struct EnsureBody {
     exclude: Vec<String>,
     #[serde(default)]
     fresh: bool,
+    /// Answer `ready` as soon as the files are known, where there is a mount to read them in.
+    #[serde(default)]
+    lazy: bool,
     #[serde(default)]
     lease: Option<String>,
     #[serde(default)]
@@ -126,6 +129,7 @@ impl EnsureBody {
             }
         };
         let mut wish = Wish::new(source, selection, self.fresh, lease);
+        wish.lazy = self.lazy;
         if let Some(millis) = self.progress_ms {
             if !PROGRESS_MS.contains(&millis) {
                 let (least, most) = (PROGRESS_MS.start(), PROGRESS_MS.end());

@@ -21,8 +21,12 @@ pub async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body
         "/metrics" => metrics(api).await,
         "/healthz" => health(api).await,
         "/readyz" => match api.phase() {
-            Phase::Recovering | Phase::Serving => answer::text(StatusCode::OK, PLAIN, "ready\n"),
             Phase::Stopping => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, "stopping\n"),
+            // Whoever asks for a model would be made to wait for a path in the mount.
+            Phase::Recovering | Phase::Serving if api.cache.mount_status().is_some_and(|mount| !mount.is_up()) => {
+                answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, "the mount is not up yet\n")
+            }
+            Phase::Recovering | Phase::Serving => answer::text(StatusCode::OK, PLAIN, "ready\n"),
         },
         _ => answer::text(StatusCode::NOT_FOUND, PLAIN, "/metrics, /healthz and /readyz are here\n"),
     }

@@ -14,8 +14,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cache::{Cache, Settings, Watermarks};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, MountAt};
 use crate::control::{self, Api, Phase, Rights};
+use crate::mount::{Mounts, Unmount};
 use crate::remote;
 use crate::report::{Exit, Failure, text};
 use crate::store::Store;
@@ -101,6 +102,7 @@ async fn serve(
         started: text::unix(SystemTime::now()),
         socket: config.socket.clone(),
     });
+    let unmount = mount(config, cache)?;
     let (closing, closed) = watch::channel(false);
     tokio::spawn(control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone()));
     tokio::spawn(control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone()));
@@ -121,6 +123,9 @@ async fn serve(
     tokio::spawn(housekeeping::run(Arc::clone(cache)));
     tokio::spawn(Arc::clone(cache).scrub(config.scrub_rate, Arc::clone(&stop_scrub)));
     tokio::spawn(wants::follow(Arc::clone(cache), loaded.clone()));
+    if let Err(failure) = cache.resume_arriving().await {
+        tracing::warn!(error = %failure.message, "models that pods read while they arrive are fetched when they are read");
+    }
 
     let deadline = stop.asked().await;
     tracing::info!("stopping: what is on its way stays resumable");
@@ -136,8 +141,36 @@ async fn serve(
     for socket in [&config.socket, &config.admin_socket] {
         let _ = std::fs::remove_file(socket);
     }
+    if let Some(unmount) = unmount {
+        unmount.unmount();
+    }
     tracing::info!("stopped");
     Ok(Exit::Done)
+}
+
+/// Mounts, or follows the keeper that does.
+fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Unmount>, Failure> {
+    let Some(at) = &config.mount else { return Ok(None) };
+    let mounts = Mounts::new(cache, tokio::runtime::Handle::current(), config.read_timeout)
+        .map_err(|error| Failure::new(Exit::Defect, format!("cannot serve a mount: {error}")))?;
+    match at {
+        MountAt::Directory(directory) => match mounts.mount(directory) {
+            Ok(unmount) => Ok(Some(unmount)),
+            Err(error) => Err(Failure::hinted(
+                Exit::Usage,
+                format!("cannot mount at `{}`: {error}", directory.display()),
+                "mounting needs root, or fusermount3 of the package fuse3; with larder-keeper it needs neither: set `mount` to \"keeper:SOCKET\"",
+            )),
+        },
+        MountAt::Keeper(socket) => {
+            let socket = socket.clone();
+            std::thread::Builder::new()
+                .name("keeper".into())
+                .spawn(move || mounts.follow(&socket))
+                .map_err(|error| Failure::new(Exit::Defect, format!("cannot follow the keeper: {error}")))?;
+            Ok(None)
+        }
+    }
 }
 
 /// Hashes what another boot left unproven, while everything else is served.

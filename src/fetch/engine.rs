@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::arrivals::Arrivals;
 use super::concurrency::LIMIT_MAX;
 use super::flights::Flights;
 use super::room::{FreeSpace, Room};
@@ -17,6 +18,8 @@ pub const PERMIT_LEN: usize = 64 << 10;
 /// They share the connections and the memory; more of them would only hold more reservations
 /// half-filled. Fewer would let some origins that hang keep the others waiting.
 const PULLS_MAX: usize = 32;
+/// Connections beside the others for bytes that a reader waits for.
+const CONNECTIONS_URGENT_MAX: usize = 16;
 
 /// One for each process.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub struct Engine {
     store: Arc<Store>,
     pub(super) room: Arc<dyn Room>,
     pub(super) flights: Arc<Flights>,
+    arrivals: Arc<Arrivals>,
     pub(super) write_back: Arc<WriteBack>,
     /// Taken after a connection, never before: the other way round, files that wait for a
     /// connection could hold all the memory that the connections wait for.
@@ -32,6 +36,8 @@ pub struct Engine {
     pub(super) pulls: Arc<Semaphore>,
     /// A pull finds its own number of connections; all together have no more than these.
     pub(super) connections: Arc<Semaphore>,
+    /// Beside those.
+    pub(super) connections_urgent: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -42,10 +48,12 @@ impl Engine {
             store,
             room,
             flights: Arc::default(),
+            arrivals: Arc::default(),
             write_back: Arc::new(WriteBack::new(dirty_budget())),
             memory: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX / PERMIT_LEN)),
             pulls: Arc::new(Semaphore::new(PULLS_MAX)),
             connections: Arc::new(Semaphore::new(LIMIT_MAX as usize)),
+            connections_urgent: Arc::new(Semaphore::new(CONNECTIONS_URGENT_MAX)),
         }
     }
 
@@ -53,6 +61,12 @@ impl Engine {
     #[must_use]
     pub fn of_store(store: Arc<Store>) -> Self {
         Self::new(store, Arc::new(FreeSpace::default()))
+    }
+
+    /// Objects that are read while they arrive.
+    #[must_use]
+    pub const fn arrivals(&self) -> &Arc<Arrivals> {
+        &self.arrivals
     }
 
     /// The store.

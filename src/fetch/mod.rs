@@ -4,6 +4,7 @@
 //! for, [`concurrency`] how much at once, [`pace`] when an answer is too slow, [`retry`] when to
 //! stop asking. `worker` and `transfer` are the shell around them.
 
+mod arrivals;
 mod cancel;
 mod check;
 pub mod concurrency;
@@ -19,13 +20,15 @@ pub mod retry;
 mod room;
 mod selection;
 mod sink;
+mod span;
 mod transfer;
 mod worker;
 
+pub use arrivals::{Arrival, Arrivals, Want};
 pub use cancel::Cancel;
 pub use engine::Engine;
 pub use error::Error;
 pub use progress::{FileProgress, Progress};
-pub use pull::{Outcome, Pull};
+pub use pull::{Listed, Outcome, Pull};
 pub use room::{FreeSpace, Ledger, Reservation, Room, Shortage};
 pub use selection::Selection;

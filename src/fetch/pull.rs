@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::Error;
 use super::cancel::Cancel;
 use super::engine::Engine;
@@ -38,7 +40,12 @@ pub struct Pull {
     pub progress: Arc<Progress>,
     /// Ends the pull.
     pub cancel: Cancel,
+    /// Hears what the source names, once there is room for it and before the first byte moves.
+    pub listed: Listed,
 }
+
+/// Where a pull says what its source names.
+pub type Listed = watch::Sender<Option<Arc<SourceRecord>>>;
 
 /// What a pull did.
 #[derive(Debug, Clone)]
@@ -166,7 +173,7 @@ impl Pull {
     async fn reserve_and_announce(&self, files: &[Wanted]) -> Result<Reservation, Error> {
         let record = self.record(files);
         let missing: Vec<ObjectId> = files.iter().filter(|f| f.have.is_none()).map(|f| f.id.clone()).collect();
-        let engine = Arc::clone(&self.engine);
+        let (engine, listed) = (Arc::clone(&self.engine), self.listed.clone());
         blocking(move || {
             let store = engine.store();
             let wants = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
@@ -177,6 +184,7 @@ impl Pull {
             // Room first: on a full disk there is none for the record either until something went.
             let reserved = engine.room.reserve(store, wants)?;
             store.announce(&record)?;
+            listed.send_replace(Some(Arc::new(record)));
             Ok(reserved)
         })
         .await

@@ -24,6 +24,15 @@ pub enum Work {
 const PART_LEN_MIN: u64 = 8 << 20;
 const PART_LEN_MAX: u64 = 64 << 20;
 
+/// What came of a wish for a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urged {
+    /// It is next, or what leads to it is.
+    Next,
+    /// It is not in the plan: on its way, or here.
+    Elsewhere,
+}
+
 #[derive(Debug)]
 struct Large {
     file: FileIndex,
@@ -34,6 +43,7 @@ struct Large {
 /// The plan of a pull.
 #[derive(Debug, Default)]
 pub struct Queue {
+    urgent: VecDeque<Work>,
     small: VecDeque<FileIndex>,
     unopened: VecDeque<(FileIndex, u64)>,
     large: VecDeque<Large>,
@@ -68,6 +78,7 @@ impl Queue {
     /// Opening failed, or the file is given up: its chunks are not wanted any more.
     pub fn drop_file(&mut self, file: FileIndex) {
         self.large.retain(|large| large.file != file);
+        self.urgent.retain(|work| !matches!(work, Work::Part(urgent, _) if *urgent == file));
     }
 
     /// A small file is here, or given up.
@@ -104,6 +115,52 @@ impl Queue {
             return Some(Work::Open(file));
         }
         None
+    }
+
+    /// Somebody waits for a chunk of a file: what leads to it comes from [`Queue::next_urgent`].
+    ///
+    /// What is cut out is a part of the usual least length, because a reader goes on from there.
+    pub fn urge(&mut self, file: FileIndex, chunk: u32) -> Urged {
+        if let Some(at) = self.small.iter().position(|&small| small == file) {
+            self.small.remove(at);
+            self.small_in_flight += 1;
+            self.urgent.push_back(Work::Small(file));
+            return Urged::Next;
+        }
+        if let Some(at) = self.unopened.iter().position(|&(unopened, _)| unopened == file) {
+            self.unopened.remove(at);
+            self.opening += 1;
+            self.urgent.push_back(Work::Open(file));
+            return Urged::Next;
+        }
+        let Some(at) = self.large.iter().position(|large| large.file == file) else { return Urged::Elsewhere };
+        let large = &mut self.large[at];
+        let Some(which) = large.runs.iter().position(|run| run.contains(&chunk)) else { return Urged::Elsewhere };
+        let run = large.runs[which].clone();
+        let part = chunk..run.end.min(chunk.saturating_add(large.grid.chunks_in(PART_LEN_MIN)));
+        large.runs.remove(which);
+        let rest = [part.end..run.end, run.start..part.start].into_iter().filter(|run| !run.is_empty());
+        rest.for_each(|run| large.runs.insert(which, run));
+        self.bytes_unassigned = self.bytes_unassigned.saturating_sub(len_of(&large.grid, &part));
+        if large.runs.is_empty() {
+            self.large.remove(at);
+        }
+        self.urgent.push_back(Work::Part(file, part));
+        Urged::Next
+    }
+
+    /// Chunks that were taken away from a part on its way are missing again.
+    pub fn give_back(&mut self, file: FileIndex, grid: Grid, run: Range<u32>) {
+        self.bytes_unassigned += len_of(&grid, &run);
+        match self.large.iter_mut().find(|large| large.file == file) {
+            Some(large) => large.runs.push_front(run),
+            None => self.large.push_front(Large { file, grid, runs: VecDeque::from([run]) }),
+        }
+    }
+
+    /// Work that somebody waits for.
+    pub fn next_urgent(&mut self) -> Option<Work> {
+        self.urgent.pop_front()
     }
 
     fn next_part(&mut self, limit: u32) -> Option<Work> {
@@ -190,6 +247,38 @@ mod tests {
             .collect();
         assert!(lens.first() > lens.last());
         assert_eq!(lens.iter().sum::<usize>(), 1024);
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_next_and_everything_is_still_asked_for_once() {
+        let grid = Grid::of_size(100 * MIB);
+        let mut queue = Queue::default();
+        queue.add_small(0);
+        queue.add_large(1, grid.size());
+        queue.add_large(2, grid.size());
+        assert_eq!(queue.urge(2, 50), Urged::Next);
+        assert_eq!(queue.urge(0, 0), Urged::Next);
+        assert_eq!(queue.next_urgent(), Some(Work::Open(2)));
+        assert_eq!(queue.next_urgent(), Some(Work::Small(0)));
+        assert_eq!((queue.urge(2, 50), queue.next_urgent()), (Urged::Elsewhere, None), "it is being opened");
+        queue.opened(2, grid, [0..60, 70..100].into_iter());
+        assert_eq!((queue.urge(2, 65), queue.next_urgent()), (Urged::Elsewhere, None), "it is here");
+        let mut asked = Vec::new();
+        for (chunk, part) in [(50, 50..58), (0, 0..8), (99, 99..100), (58, 58..60)] {
+            assert_eq!((queue.urge(2, chunk), queue.next_urgent()), (Urged::Next, Some(Work::Part(2, part.clone()))));
+            asked.extend(part);
+        }
+        assert_eq!(queue.urge(2, 52), Urged::Elsewhere, "it is on its way");
+        for work in drain(&mut queue, grid, 4) {
+            if let Work::Part(2, run) = work {
+                asked.extend(run);
+            }
+        }
+        queue.give_back(2, grid, 20..40);
+        assert_eq!((queue.urge(2, 30), queue.next_urgent()), (Urged::Next, Some(Work::Part(2, 30..38))));
+        assert_eq!(queue.next(4), Some(Work::Part(2, 20..28)));
+        asked.sort_unstable();
+        assert_eq!(asked, (0..60).chain(70..100).collect::<Vec<u32>>());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::arrivals::Arrival;
 use super::check::{Check, chunk_crc, read_back};
 use super::flights::Claimed;
 use super::progress::{FileProgress, Progress};
@@ -20,6 +21,8 @@ pub struct FileSink {
     pub check: Check,
     /// Shown to the user.
     pub progress: Arc<FileProgress>,
+    /// Who reads it meanwhile.
+    pub arrival: Arc<Arrival>,
     /// The right to fill it: ends with the last connection that writes to the file.
     pub _claimed: Claimed,
 }
@@ -33,6 +36,17 @@ pub struct PartSink {
     chunk: ChunkIndex,
     hasher: ChunkHasher,
     crc: Option<crc_fast::Digest>,
+}
+
+impl FileSink {
+    /// Forgets everything that was written, also for those who read it.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn discard(&self) -> Result<(), store::Error> {
+        self.arrival.discarded();
+        self.partial.discard()
+    }
 }
 
 impl std::fmt::Debug for PartSink {
@@ -55,6 +69,12 @@ impl PartSink {
             write_back,
             total,
         }
+    }
+
+    /// The file it fills.
+    #[must_use]
+    pub const fn file(&self) -> &Arc<FileSink> {
+        &self.file
     }
 
     /// The next byte that is wanted.
@@ -107,6 +127,7 @@ impl PartSink {
         let len = self.position - start;
         self.file.partial.write_at(start, slices)?;
         let complete = self.file.partial.record(&whole, self.begun())?;
+        self.file.arrival.tell();
         self.file.check.follow(&self.file.partial)?;
         self.total.moved(len);
         self.file.progress.add(len);
@@ -142,6 +163,7 @@ impl PartSink {
 
 #[cfg(test)]
 mod tests {
+    use super::super::arrivals::Arrivals;
     use super::super::flights::{Claim, Flights};
     use super::*;
     use crate::domain::{Checksum, Digest, Version};
@@ -186,11 +208,13 @@ mod tests {
             };
             let Claim::Mine(claimed) = Arc::new(Flights::default()).claim(&id) else { panic!("nobody has it") };
             let claim = Some(Checksum::Crc64Nvme(0));
-            let partial = self.store.partial(id, claim.and_then(|claim| claim.crc_kind())).expect("a partial");
+            let partial = self.store.partial(id.clone(), claim.and_then(|claim| claim.crc_kind())).expect("a partial");
             let total = Arc::new(Progress::default());
             total.bytes_here.store(partial.bytes_resumed(), std::sync::atomic::Ordering::Relaxed);
             let progress = total.begin("k", LEN as u64, partial.bytes_resumed());
-            let file = FileSink { partial: Arc::new(partial), check: Check::new(claim), progress, _claimed: claimed };
+            let arrival = Arc::new(Arrivals::default()).of(&id);
+            let check = Check::new(claim);
+            let file = FileSink { partial: Arc::new(partial), check, progress, arrival, _claimed: claimed };
             let sink =
                 PartSink::new(Arc::new(file), Arc::new(WriteBack::new(0)), Arc::clone(&total), ChunkIndex(chunk));
             (sink, total)

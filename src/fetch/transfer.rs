@@ -1,5 +1,6 @@
 //! Moves the missing files of one listing: the coordinator of all connections.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -7,15 +8,17 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::Error;
+use super::arrivals::Arrivals;
 use super::check::Check;
 use super::concurrency::{Concurrency, Sample};
 use super::engine::Engine;
 use super::flights::{Claim, Flights, Waiter};
 use super::known::{self, Have, Wanted};
-use super::queue::{FileIndex, Queue, Work};
+use super::queue::{FileIndex, Queue, Urged, Work};
 use super::room::Reservation;
 use super::sink::{FileSink, PartSink};
-use super::worker::Wire;
+use super::span::Span;
+use super::worker::{Lane, Wire};
 use crate::domain::{Checksum, ChunkIndex, Grid, INDEX_FILE_NAMES, ModelPath, Object, load_order};
 use crate::remote;
 use crate::store::{Hold, ObjectId, Store, WriteBack};
@@ -26,6 +29,10 @@ const SMALL_LEN_MAX: u64 = 1 << 20;
 const TRANSFERS_MAX: u32 = 3;
 /// How often goodput is measured.
 const TICK: Duration = Duration::from_millis(250);
+/// Work beyond the limit on connections that readers wait for.
+const URGENT_MAX: u32 = 8;
+/// A reader waits for a part that is no further than this from what it wants. Bytes.
+const FAR: u64 = 8 << 20;
 /// What one small file counts for in goodput: there the request is the work, not the bytes.
 const SMALL_FILE_WORTH: f64 = 256.0 * 1024.0;
 /// An index of shards larger than this is not read for its order.
@@ -41,6 +48,7 @@ pub struct Tools {
     /// Room for what is missing, once that is known.
     pub reserved: Option<Arc<Reservation>>,
     flights: Arc<Flights>,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Tools {
@@ -53,6 +61,7 @@ impl Tools {
             write_back: Arc::clone(&engine.write_back),
             reserved: None,
             flights: Arc::clone(&engine.flights),
+            arrivals: Arc::clone(engine.arrivals()),
         }
     }
 
@@ -76,7 +85,7 @@ enum Verdict {
 enum Done {
     Small(FileIndex, Result<Small, Error>),
     Opened(FileIndex, Result<Opened, Error>),
-    Part(FileIndex, Result<Option<Verdict>, Error>),
+    Part(FileIndex, Arc<Span>, Result<Option<Verdict>, Error>),
     /// The transfer of another pull has ended.
     Released(FileIndex, Result<(), Error>),
 }
@@ -109,6 +118,9 @@ pub struct Transfer<'a> {
     transfers: Vec<u32>,
     changed: Vec<FileIndex>,
     queue: Queue,
+    /// Parts on their way.
+    parts: Vec<(FileIndex, Arc<Span>)>,
+    at_of: HashMap<ObjectId, FileIndex>,
     tasks: JoinSet<Done>,
     /// Tasks that do more than wait for another pull.
     working: u32,
@@ -123,6 +135,8 @@ impl<'a> Transfer<'a> {
             if file.object.size <= SMALL_LEN_MAX { queue.add_small(at) } else { queue.add_large(at, file.object.size) }
         }
         let (sinks, transfers) = (files.iter().map(|_| None).collect(), vec![0; files.len()]);
+        let missing = files.iter().enumerate().filter(|(_, file)| file.have.is_none());
+        let at_of = missing.map(|(at, file)| (file.id.clone(), at)).collect();
         let seed = u64::from(std::process::id());
         Self {
             tools,
@@ -131,6 +145,8 @@ impl<'a> Transfer<'a> {
             transfers,
             changed: Vec::new(),
             queue,
+            parts: Vec::new(),
+            at_of,
             tasks: JoinSet::new(),
             working: 0,
             failure: None,
@@ -146,6 +162,9 @@ impl<'a> Transfer<'a> {
         let mut concurrency = Concurrency::default();
         let mut meter = Meter::new(&self.tools.wire);
         let mut tick = tokio::time::interval(TICK);
+        let mut calls = self.tools.arrivals.calls();
+        // Somebody may have waited before this began.
+        calls.mark_changed();
         loop {
             progress.connections.store(concurrency.limit(), Relaxed);
             let starved = self.start(concurrency.limit());
@@ -158,6 +177,7 @@ impl<'a> Transfer<'a> {
                     Some(Err(panic)) => self.fail(Error::Defect(panic.to_string())),
                     None => break,
                 },
+                Ok(()) = calls.changed() => self.urge(),
                 _ = tick.tick() => concurrency.learn(meter.sample(&self.tools.wire, !starved)),
             }
         }
@@ -167,33 +187,75 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// Starts work up to the limit; true when there was not enough of it.
+    /// Starts work up to the limit, and beyond it what a reader waits for; true when there was not
+    /// enough of it.
     fn start(&mut self, limit: u32) -> bool {
+        while self.failure.is_none() && self.working < limit + URGENT_MAX {
+            let Some(work) = self.queue.next_urgent() else { break };
+            self.begin(work, Lane::Urgent);
+        }
         while self.failure.is_none() && self.working < limit {
             let Some(work) = self.queue.next(limit) else { return true };
-            self.working += 1;
-            self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let (tools, seed) = (self.tools.clone(), self.seed);
-            match work {
-                Work::Small(at) => {
-                    let (object, id) = (self.files[at].object.clone(), self.files[at].id.clone());
-                    self.tasks.spawn(async move { Done::Small(at, small(tools, object, id, seed).await) });
-                }
-                Work::Open(at) => {
-                    let (object, id) = (self.files[at].object.clone(), self.files[at].id.clone());
-                    self.tasks.spawn(async move { Done::Opened(at, open(tools, object, id).await) });
-                }
-                Work::Part(at, chunks) => {
-                    let Some(sink) = self.sinks[at].clone() else {
-                        self.working -= 1;
-                        continue;
-                    };
-                    let object = self.files[at].object.clone();
-                    self.tasks.spawn(async move { Done::Part(at, part(tools, object, sink, chunks, seed).await) });
+            self.begin(work, Lane::Usual);
+        }
+        false
+    }
+
+    fn begin(&mut self, work: Work, lane: Lane) {
+        self.working += 1;
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let (tools, seed) = (self.tools.clone(), self.seed);
+        match work {
+            Work::Small(at) => {
+                let (object, id) = (self.files[at].object.clone(), self.files[at].id.clone());
+                self.tasks.spawn(async move { Done::Small(at, small(tools, object, id, seed, lane).await) });
+            }
+            Work::Open(at) => {
+                let (object, id) = (self.files[at].object.clone(), self.files[at].id.clone());
+                self.tasks.spawn(async move { Done::Opened(at, open(tools, object, id).await) });
+            }
+            Work::Part(at, chunks) => {
+                let Some(sink) = self.sinks[at].clone() else {
+                    self.working -= 1;
+                    return;
+                };
+                let object = self.files[at].object.clone();
+                let first = ChunkIndex(chunks.start);
+                let span = Arc::new(Span::new(chunks));
+                self.parts.push((at, Arc::clone(&span)));
+                self.tasks.spawn(async move {
+                    let result = part(tools, object, sink, first, Arc::clone(&span), seed, lane).await;
+                    Done::Part(at, span, result)
+                });
+            }
+        }
+    }
+
+    /// Looks at what readers wait for, and moves it to the head.
+    fn urge(&mut self) {
+        for (id, chunks) in self.tools.arrivals.wanted() {
+            let Some(&at) = self.at_of.get(&id) else { continue };
+            if self.files[at].have.is_some() {
+                continue;
+            }
+            for chunk in chunks {
+                if self.queue.urge(at, chunk.0) == Urged::Elsewhere {
+                    self.cut(at, chunk);
                 }
             }
         }
-        false
+    }
+
+    /// Takes a chunk away from the part that would bring it, where that is still far from it: a
+    /// reader must not wait for a whole part.
+    fn cut(&mut self, at: FileIndex, chunk: ChunkIndex) {
+        let Some(grid) = self.sinks[at].as_ref().map(|sink| *sink.partial.grid()) else { return };
+        let far = grid.chunks_in(FAR);
+        let of_file = self.parts.iter().filter(|(file, _)| *file == at);
+        if let Some(taken) = of_file.map(|(_, span)| span).find_map(|span| span.cut(chunk, far)) {
+            self.queue.give_back(at, grid, taken);
+            self.queue.urge(at, chunk.0);
+        }
     }
 
     async fn settle(&mut self, done: Done) {
@@ -227,6 +289,7 @@ impl<'a> Transfer<'a> {
                         self.files[at].object = object;
                         self.queue.opened(at, grid, sink.partial.missing_runs().into_iter());
                         self.sinks[at] = Some(sink);
+                        self.urge();
                     }
                 }
             }
@@ -234,9 +297,15 @@ impl<'a> Transfer<'a> {
                 self.queue.opened(at, Grid::of_size(self.files[at].object.size), std::iter::empty());
                 self.lose(at, error);
             }
-            Done::Part(_, Ok(None)) => {}
-            Done::Part(at, Ok(Some(verdict))) => self.judge(at, verdict).await,
-            Done::Part(at, Err(error)) | Done::Released(at, Err(error)) => self.lose(at, error),
+            Done::Part(at, span, result) => {
+                self.parts.retain(|(_, other)| !Arc::ptr_eq(other, &span));
+                match result {
+                    Ok(None) => {}
+                    Ok(Some(verdict)) => self.judge(at, verdict).await,
+                    Err(error) => self.lose(at, error),
+                }
+            }
+            Done::Released(at, Err(error)) => self.lose(at, error),
             Done::Released(at, Ok(())) => match known::here(&self.tools.store, &self.tools.hold, &self.files[at].id) {
                 Some(have) => self.found(at, have),
                 // It failed there, or nobody waited for it there any more: it is ours to move.
@@ -316,6 +385,7 @@ impl<'a> Transfer<'a> {
         let is_index = INDEX_FILE_NAMES.contains(&self.files[at].object.path.as_str());
         let index = is_index.then(|| self.tools.store.view().read_small_blob(&have.digest, INDEX_LEN_MAX)).flatten();
         self.files[at].have = Some(have);
+        self.tools.arrivals.tell(&self.files[at].id);
         if index.is_some() {
             self.reorder(index.as_deref());
         }
@@ -336,7 +406,7 @@ impl<'a> Transfer<'a> {
         }
         self.queue.drop_file(at);
         // Nobody will ask for that version again.
-        if let Some(Err(error)) = self.sinks[at].as_ref().map(|sink| sink.partial.discard()) {
+        if let Some(Err(error)) = self.sinks[at].as_ref().map(|sink| sink.discard()) {
             tracing::debug!(%error, "a partial of an old version stays until it expires");
         }
         self.close(at);
@@ -407,7 +477,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error>
     tokio::task::spawn_blocking(work).await.map_err(|panic| Error::Defect(panic.to_string()))?
 }
 
-async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Result<Small, Error> {
+async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64, lane: Lane) -> Result<Small, Error> {
     let _claimed = match tools.flights.claim(&id) {
         Claim::Mine(claimed) => claimed,
         Claim::Theirs(waiter) => return Ok(Small::Elsewhere(waiter)),
@@ -417,7 +487,7 @@ async fn small(tools: Tools, mut object: Object, id: ObjectId, seed: u64) -> Res
         return Ok(Small::Here(have));
     }
     known::ask_claims(&tools.wire, &mut object).await;
-    let slices = tools.wire.small(&object, seed).await?;
+    let slices = tools.wire.small(&object, seed, lane).await?;
     let (store, hold, with) = (Arc::clone(&tools.store), Arc::clone(&tools.hold), tools.clone());
     let verdict = blocking(move || {
         let check = Check::new(object.claims.to_check());
@@ -470,7 +540,10 @@ async fn open(tools: Tools, mut object: Object, id: ObjectId) -> Result<Opened, 
         tools.wire.progress.bytes_here.fetch_add(resumed, Relaxed);
         let progress = tools.wire.progress.begin(object.path.as_str(), object.size, resumed);
         claimed.show(&progress);
-        let sink = Arc::new(FileSink { partial, check: Check::new(checked), progress, _claimed: claimed });
+        let arrival = tools.arrivals.of(&id);
+        arrival.opened(&partial);
+        let check = Check::new(checked);
+        let sink = Arc::new(FileSink { partial, check, progress, arrival, _claimed: claimed });
         if sink.partial.present().is_complete() {
             tools.wire.progress.end(&sink.progress);
             return Ok(Opened::Complete(conclude(&tools, &sink, object)?));
@@ -484,18 +557,14 @@ async fn part(
     tools: Tools,
     object: Object,
     file: Arc<FileSink>,
-    chunks: std::ops::Range<u32>,
+    first: ChunkIndex,
+    span: Arc<Span>,
     seed: u64,
+    lane: Lane,
 ) -> Result<Option<Verdict>, Error> {
-    let end = file.partial.grid().byte_range(chunks.clone()).end;
-    let sink = PartSink::new(
-        Arc::clone(&file),
-        Arc::clone(&tools.write_back),
-        Arc::clone(&tools.wire.progress),
-        ChunkIndex(chunks.start),
-    );
+    let sink = PartSink::new(Arc::clone(&file), Arc::clone(&tools.write_back), Arc::clone(&tools.wire.progress), first);
     let sink = if sink.is_begun() { blocking(move || Ok(sink.go_on())).await? } else { sink };
-    if !tools.wire.part(&object, sink, end, seed).await? {
+    if !tools.wire.part(&object, sink, &span, seed, lane).await? {
         return Ok(None);
     }
     blocking(move || conclude(&tools, &file, object).map(Some)).await
@@ -507,7 +576,7 @@ fn conclude(tools: &Tools, file: &FileSink, object: Object) -> Result<Verdict, E
     if let (Some(expected), Some(got)) = (checked, file.check.of_partial(&file.partial)?)
         && got != expected
     {
-        file.partial.discard()?;
+        file.discard()?;
         return Ok(Verdict::Wrong { object, expected, got });
     }
     let digest = tools.store.seal(&file.partial, checked, &object.claims, &tools.hold)?;

@@ -10,18 +10,32 @@ use futures::StreamExt as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Error;
+use super::arrivals::Arrival;
 use super::cancel::Cancel;
 use super::engine::{BYTES_IN_FLIGHT_MAX, Engine, PERMIT_LEN};
 use super::pace::Pace;
 use super::progress::Progress;
 use super::retry::Patience;
 use super::sink::PartSink;
-use crate::domain::Object;
+use super::span::Span;
+use crate::domain::{Grid, Object};
 use crate::remote::{self, Body, Remote};
 
 /// Slices are handed to the disk when this many bytes have gathered: fewer hand-overs cost less
 /// CPU, and 512 KiB still fit a core's second-level cache.
 const BATCH_LEN: usize = 512 << 10;
+/// And when these have gathered of a chunk that somebody waits for.
+const BATCH_LEN_WANTED: usize = 64 << 10;
+
+/// Which connections a request may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Those that all work shares.
+    Usual,
+    /// Those kept for bytes that a reader waits for.
+    Urgent,
+}
+
 /// What all workers of a pull share.
 #[derive(Debug)]
 pub struct Wire {
@@ -30,6 +44,7 @@ pub struct Wire {
     pub cancel: Cancel,
     memory: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    connections_urgent: Arc<Semaphore>,
     heads: Mutex<Pace>,
     gaps: Mutex<Pace>,
     started: Instant,
@@ -46,6 +61,7 @@ impl Wire {
             cancel,
             memory: Arc::clone(&engine.memory),
             connections: Arc::clone(&engine.connections),
+            connections_urgent: Arc::clone(&engine.connections_urgent),
             heads: Mutex::new(Pace::new(Duration::from_secs(1), Duration::from_secs(20))),
             gaps: Mutex::new(Pace::new(Duration::from_millis(300), Duration::from_secs(15))),
             started: Instant::now(),
@@ -125,8 +141,12 @@ impl Wire {
         remote::Error::BadAnswer { uri: self.remote.source().object_uri(&object.key), detail }
     }
 
-    async fn connection(&self) -> Result<SemaphorePermit<'_>, Error> {
-        let permit = self.cancel.guard(self.connections.acquire()).await?;
+    async fn connection(&self, lane: Lane) -> Result<SemaphorePermit<'_>, Error> {
+        let connections = match lane {
+            Lane::Usual => &self.connections,
+            Lane::Urgent => &self.connections_urgent,
+        };
+        let permit = self.cancel.guard(connections.acquire()).await?;
         permit.map_err(|e| Error::Defect(e.to_string()))
     }
 
@@ -142,8 +162,8 @@ impl Wire {
     }
 
     /// Fetches a whole small file into memory.
-    pub async fn small(&self, object: &Object, seed: u64) -> Result<Vec<Bytes>, Error> {
-        let _connection = self.connection().await?;
+    pub async fn small(&self, object: &Object, seed: u64, lane: Lane) -> Result<Vec<Bytes>, Error> {
+        let _connection = self.connection(lane).await?;
         let permits =
             u32::try_from(usize::try_from(object.size).unwrap_or(usize::MAX).div_ceil(PERMIT_LEN)).unwrap_or(u32::MAX);
         let _memory = self
@@ -183,15 +203,22 @@ impl Wire {
         Ok(())
     }
 
-    /// Fetches up to byte `end` into `sink`. True when the file became complete with it.
-    pub async fn part(&self, object: &Object, sink: PartSink, end: u64, seed: u64) -> Result<bool, Error> {
-        let _connection = self.connection().await?;
+    /// Fetches the chunks of `span` into `sink`. True when the file became complete with it.
+    pub async fn part(
+        &self,
+        object: &Object,
+        sink: PartSink,
+        span: &Span,
+        seed: u64,
+        lane: Lane,
+    ) -> Result<bool, Error> {
+        let _connection = self.connection(lane).await?;
         let _busy = Busy::new(&self.busy);
         let mut patience = Patience::new(seed);
         let mut disk = Disk::new(sink, Arc::clone(&self.memory));
         loop {
             let before = disk.position;
-            let outcome = self.cancel.guard(self.stream(object, &mut disk, end)).await;
+            let outcome = self.cancel.guard(self.stream(object, &mut disk, span)).await;
             // Whatever happened, the disk keeps what arrived.
             disk.flush().await?;
             let outcome = outcome?;
@@ -206,17 +233,32 @@ impl Wire {
         }
     }
 
-    async fn stream(&self, object: &Object, disk: &mut Disk, end: u64) -> Result<(), Failure> {
+    async fn stream(&self, object: &Object, disk: &mut Disk, span: &Span) -> Result<(), Failure> {
+        let grid = disk.grid;
+        let end = grid.byte_range(0..span.end()).end;
+        if disk.position >= end {
+            return Ok(());
+        }
         let mut body = self.ask(object, disk.position..end).await.map_err(Failure::Wire)?;
+        let mut entered = None;
         while disk.position < end {
-            let Some(slice) = self.slice(object, &mut body).await.map_err(Failure::Wire)? else {
+            let Some(mut slice) = self.slice(object, &mut body).await.map_err(Failure::Wire)? else {
                 let missing = end - disk.position;
                 return Err(Failure::Wire(self.unavailable(object, format!("the body ended {missing} bytes early"))));
             };
             if slice.len() as u64 > end - disk.position {
                 return Err(Failure::Wire(self.too_much(object)));
             }
-            disk.push(slice).await.map_err(Failure::Final)?;
+            while !slice.is_empty() {
+                let chunk = grid.chunk_at(disk.position);
+                if entered != Some(chunk) && !span.enter(chunk) {
+                    // Somebody waits for it, and it comes by another connection.
+                    return Ok(());
+                }
+                entered = Some(chunk);
+                let left = usize::try_from(grid.chunk_range(chunk).end - disk.position).unwrap_or(usize::MAX);
+                disk.push(slice.split_to(left.min(slice.len()))).await.map_err(Failure::Final)?;
+            }
         }
         Ok(())
     }
@@ -260,6 +302,8 @@ struct Disk {
     complete: bool,
     /// A write failed: the sink's hashes are ahead of its bytes, so nothing more may be recorded.
     broken: bool,
+    grid: Grid,
+    arrival: Arc<Arrival>,
     memory: Arc<Semaphore>,
 }
 
@@ -267,6 +311,8 @@ impl Disk {
     fn new(sink: PartSink, memory: Arc<Semaphore>) -> Self {
         let position = sink.position();
         Self {
+            grid: *sink.file().partial.grid(),
+            arrival: Arc::clone(&sink.file().arrival),
             sink: Some(sink),
             writing: None,
             batch: Vec::new(),
@@ -282,7 +328,9 @@ impl Disk {
         self.position += slice.len() as u64;
         self.batch_len += slice.len();
         self.batch.push(slice);
-        if self.batch_len >= BATCH_LEN { self.write().await } else { Ok(()) }
+        let is_enough = self.batch_len >= BATCH_LEN
+            || (self.batch_len >= BATCH_LEN_WANTED && self.arrival.is_wanted_at(&self.grid, self.position - 1));
+        if is_enough { self.write().await } else { Ok(()) }
     }
 
     /// Hands the batch over, once the batch before it is written.
@@ -308,18 +356,19 @@ impl Disk {
 
     async fn join(&mut self) -> Result<(), Error> {
         // The handle stays in place while it is awaited, so a cancelled wait loses nothing.
-        if let Some(writing) = &mut self.writing {
-            let (sink, taken) = writing.await.map_err(|e| Error::Defect(e.to_string()))?;
-            self.writing = None;
-            self.sink = Some(sink);
-            match taken {
-                Ok(complete) => self.complete |= complete,
-                Err(error) => {
-                    self.broken = true;
-                    return Err(error.into());
-                }
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        let written = writing.await;
+        self.writing = None;
+        let taken = match written {
+            Ok((sink, taken)) => {
+                self.sink = Some(sink);
+                taken.map_err(Error::from)
             }
-        }
+            // It panicked, or the process ends: the sink is lost with it.
+            Err(error) => Err(Error::Defect(error.to_string())),
+        };
+        self.broken |= taken.is_err();
+        self.complete |= taken?;
         Ok(())
     }
 
@@ -327,5 +376,36 @@ impl Disk {
     async fn flush(&mut self) -> Result<(), Error> {
         self.write().await?;
         self.join().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Version;
+    use crate::fetch::arrivals::Arrivals;
+    use crate::store::ObjectId;
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "what the attribute makes of it")]
+    async fn a_write_that_is_lost_is_said_once_and_nothing_follows_it() {
+        let writing = tokio::spawn(std::future::pending::<Written>());
+        writing.abort();
+        let id = ObjectId { origin: "o".into(), uri: "u".into(), version: Version::Generation(1), size: 4 };
+        let mut disk = Disk {
+            sink: None,
+            writing: Some(writing),
+            batch: vec![Bytes::from_static(b"more")],
+            batch_len: 4,
+            position: 4,
+            complete: false,
+            broken: false,
+            grid: Grid::of_size(4),
+            arrival: Arc::new(Arrivals::default()).of(&id),
+            memory: Arc::new(Semaphore::new(1)),
+        };
+        assert!(matches!(disk.join().await, Err(Error::Defect(_))));
+        assert!(disk.flush().await.is_ok(), "said already");
+        assert!(disk.broken && !disk.complete);
     }
 }

@@ -53,8 +53,11 @@ impl Files {
         if depth > DEPTH_MAX {
             return Err(too_much("directories are nested too deeply"));
         }
-        let entries: Result<Vec<_>, io::Error> =
-            std::fs::read_dir(directory).map_err(|e| error(directory, &e))?.collect();
+        let entries: Result<Vec<_>, io::Error> = match std::fs::read_dir(directory) {
+            // Removed since the directory above it was read.
+            Err(absent) if absent.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(()),
+            entries => entries.map_err(|e| error(directory, &e))?.collect(),
+        };
         let mut entries = entries.map_err(|e| error(directory, &e))?;
         entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
@@ -68,7 +71,7 @@ impl Files {
                 self.directory(&path, &format!("{relative}/"), depth + 1, listing)?;
                 continue;
             }
-            let metadata = std::fs::metadata(&path).map_err(|e| error(&path, &e))?;
+            let Some(metadata) = metadata_if_there(&path)? else { continue };
             if metadata.is_file() {
                 listing.objects.push(self.object(&path, &relative, &metadata)?);
             }
@@ -90,6 +93,15 @@ impl Files {
             claims: Claims::default(),
             more_claims: false,
         })
+    }
+}
+
+/// What a name leads to; nothing where it was removed since its directory was read. A link that
+/// leads nowhere is an error: somebody lacks a file.
+fn metadata_if_there(path: &Path) -> Result<Option<Metadata>, Error> {
+    match std::fs::metadata(path) {
+        Err(absent) if absent.kind() == io::ErrorKind::NotFound && !path.is_symlink() => Ok(None),
+        metadata => metadata.map(Some).map_err(|e| error(path, &e)),
     }
 }
 
@@ -178,5 +190,25 @@ impl Reading {
         self.at += len as u64;
         self.file = Some(file);
         Ok(buffer.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_while_listing_is_left_out_and_a_broken_link_is_said() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let source = Source::parse(&format!("file://{}/", directory.path().display())).expect("a source");
+        let files = Files { source, root: directory.path().to_owned() };
+        let mut listing = Listing::default();
+        let gone = directory.path().join("gone");
+        assert!(metadata_if_there(&gone).expect("no error").is_none());
+        files.directory(&gone, "gone/", 1, &mut listing).expect("removed meanwhile");
+        assert!(files.directory(&gone, "", 0, &mut listing).is_err(), "the source itself");
+        assert!(listing.objects.is_empty());
+        std::os::unix::fs::symlink("nowhere", &gone).expect("a link");
+        assert!(matches!(files.walk(), Err(Error::NotFound { .. })));
     }
 }

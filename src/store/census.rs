@@ -13,10 +13,15 @@ use crate::domain::Digest;
 pub struct Entry {
     /// The model; `None` while its first pull is unfinished.
     pub manifest: Option<Digest>,
-    /// Source records that name it: id, source, and when each was last used.
+    /// Source records that name it: id, source, and when each was last used. None for what only a
+    /// kept listing names.
     pub sources: Vec<(String, String, SystemTime)>,
     /// Its blobs that are here.
     pub blobs: Vec<Digest>,
+    /// What those records name, as listings.
+    pub listings: Vec<Digest>,
+    /// Partials that it waits for.
+    pub partials: Vec<String>,
 }
 
 /// A blob being filled, or left half-way.
@@ -54,33 +59,53 @@ impl Census {
     }
 }
 
+/// The records that name a model, as in [`Entry`], their listings, and the blobs that a removal
+/// keeps for their sake: a damaged manifest says nothing of those.
+type Named = (Vec<(String, String, SystemTime)>, Vec<Digest>, HashSet<Digest>);
+
 pub(super) fn take(store: &Store) -> Result<Census, Error> {
     let layout = store.layout();
     let mut census = Census { partials: partials(layout)?, ..Census::default() };
-    let mut of_manifest: HashMap<Digest, Vec<(String, String, SystemTime)>> = HashMap::new();
+    let mut of_manifest: HashMap<Digest, Named> = HashMap::new();
     let mut unfinished: Vec<(SourceRecord, SystemTime)> = Vec::new();
     for (record, used) in models::read_sources(layout, &mut Vec::new())? {
         match record.manifest {
-            Some(digest) => of_manifest.entry(digest).or_default().push((record.id(), record.source, used)),
+            Some(digest) => {
+                let (sources, listings, blobs) = of_manifest.entry(digest).or_default();
+                listings.push(record.listing());
+                blobs.extend(record.files.iter().filter_map(|file| file.digest));
+                sources.push((record.id(), record.source, used));
+            }
             None => unfinished.push((record, used)),
         }
     }
     let all: HashSet<Digest> = models::all_manifests(layout)?.into_iter().chain(of_manifest.keys().copied()).collect();
     for digest in all {
-        // One that cannot be read keeps nothing we know of; what shows that is `verify`.
+        // One that cannot be read keeps what its records name; what shows that is `verify`.
         let files =
             models::read_manifest(layout, &digest).map(|manifest| manifest.files().to_vec()).unwrap_or_default();
-        let sources = of_manifest.remove(&digest).unwrap_or_default();
-        let blobs = files.into_iter().map(|file| file.digest).collect();
-        census.add(layout, Entry { manifest: Some(digest), sources, blobs });
+        let (sources, listings, mut blobs) = of_manifest.remove(&digest).unwrap_or_default();
+        blobs.extend(files.into_iter().map(|file| file.digest));
+        let blobs = blobs.into_iter().collect();
+        census.add(layout, Entry { manifest: Some(digest), sources, blobs, listings, partials: Vec::new() });
     }
     for (record, used) in unfinished {
-        let catalog = store.catalog();
-        let known = record.files.iter().filter_map(|file| catalog.find(&record.object(file)));
-        let blobs: HashSet<Digest> = known.map(|known| known.digest).collect();
-        drop(catalog);
+        let blobs = store.blobs_known(&record);
+        let partials = record.files.iter().map(|file| record.object(file).file_id()).collect();
+        let listings = vec![record.listing()];
         let sources = vec![(record.id(), record.source, used)];
-        census.add(layout, Entry { manifest: None, sources, blobs: blobs.into_iter().collect() });
+        census.add(layout, Entry { manifest: None, sources, blobs: blobs.into_iter().collect(), listings, partials });
+    }
+    for listing in models::all_listings(layout)? {
+        // What a source does not name any more, and somebody may still read.
+        if census.entries.iter().any(|entry| entry.listings.contains(&listing)) {
+            continue;
+        }
+        let Some(record) = models::read_listing(layout, &listing)? else { continue };
+        let blobs = store.blobs_known(&record).into_iter().collect();
+        let partials = record.files.iter().map(|file| record.object(file).file_id()).collect();
+        let sources = Vec::new();
+        census.add(layout, Entry { manifest: None, sources, blobs, listings: vec![listing], partials });
     }
     for digest in sealed::all(layout)? {
         let on_disk = || sealed::find(layout, &digest).and_then(|path| path.metadata().ok());
@@ -130,4 +155,37 @@ fn partials(layout: &Layout) -> Result<Vec<PartialEntry>, Error> {
 /// Removes a partial that nobody fills.
 pub(super) fn drop_partial(layout: &Layout, file_id: &str) -> Result<(), Error> {
     partial::remove(layout, file_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::{Claims, ModelPath, Version};
+    use crate::store::{ObjectId, SourceFile, SourceRecord, Store};
+
+    /// Counted as strays, they were evicted again and again: a removal keeps them.
+    #[test]
+    fn what_an_unfinished_source_has_by_a_proof_is_its_own() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        let id = ObjectId { origin: "o".into(), uri: "s3://b/a".into(), version: Version::Generation(1), size: 5 };
+        let hold = store.hold();
+        let digest = store
+            .seal_bytes(id, &[bytes::Bytes::from_static(b"bytes")], None, &Claims::default(), &hold)
+            .expect("sealed");
+        drop(hold);
+        let mut record = SourceRecord::new("s3://b/other/".into(), "o".into(), Vec::new(), Vec::new());
+        record.files.push(SourceFile {
+            path: ModelPath::new("a").expect("a path"),
+            uri: "s3://b/other/a".into(),
+            version: Version::Generation(2),
+            size: 5,
+            digest: Some(digest),
+            checked: None,
+        });
+        store.announce(&record).expect("announced");
+        assert_eq!(store.forget(&[], &[]).expect("nothing to forget"), 0);
+        let census = store.census().expect("counted");
+        assert_eq!(census.strays, 0);
+        assert_eq!(census.entries[0].blobs, [digest]);
+    }
 }

@@ -88,6 +88,14 @@ pub(super) fn sync_file(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Syncs a file or a directory; one that is not there is fine.
+pub(super) fn sync_if_there(path: &Path) -> io::Result<()> {
+    match sync_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Syncs a directory's entries.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()

@@ -103,6 +103,20 @@ impl Layout {
         self.sources().join(format!("{id}.json"))
     }
 
+    /// What sources named at one look, for readers of a model that is still arriving.
+    pub(super) fn listings(&self) -> PathBuf {
+        self.root.join("listings")
+    }
+
+    pub(super) fn listing(&self, id: &Digest) -> PathBuf {
+        self.listings().join(format!("{id}.json"))
+    }
+
+    /// What a mount remembers across restarts of the daemon.
+    pub(super) fn mount(&self) -> PathBuf {
+        self.root.join("mount")
+    }
+
     /// Notes of one kind.
     pub(super) fn shelf(&self, directory: &str) -> PathBuf {
         self.root.join(directory)
@@ -133,6 +147,8 @@ impl Layout {
                 "scratch",
                 "manifests",
                 "sources",
+                "listings",
+                "mount",
                 "models",
                 "leases",
                 "pins",

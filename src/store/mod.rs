@@ -17,6 +17,7 @@ mod layout;
 mod lock;
 mod models;
 mod notes;
+mod observer;
 mod partial;
 mod record;
 mod recovery;
@@ -27,7 +28,7 @@ mod writeback;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -44,7 +45,8 @@ pub use hold::Hold;
 pub use layout::Layout;
 pub use models::{SourceFile, SourceRecord};
 pub use notes::Shelf;
-pub use partial::{ChunkRecord, Partial, Prefix};
+pub use observer::Observer;
+pub use partial::{ChunkRecord, Left, Partial, Prefix};
 pub use recovery::Recovered;
 pub use space::Space;
 pub use view::{Kept, View};
@@ -64,6 +66,7 @@ pub struct Store {
     /// Taken to change which manifests there are: publishing and forgetting exclude each other,
     /// because what one names the other must not remove.
     names: Mutex<()>,
+    observer: OnceLock<Arc<dyn Observer>>,
     recovered: Recovered,
 }
 
@@ -98,7 +101,8 @@ impl Store {
         let catalog = catalog::Catalog::open(&layout)?;
         recovered.catalog_lines_dropped = catalog.dropped();
         let (catalog, holds, names) = (Mutex::new(catalog), Arc::default(), Mutex::default());
-        Ok(Self { view: View::new(layout), _lock: lock, catalog, holds, names, recovered })
+        let (view, observer) = (View::new(layout), OnceLock::new());
+        Ok(Self { view, _lock: lock, catalog, holds, names, observer, recovered })
     }
 
     /// Hashes what another boot left unproven, and mends or removes what shows it. Takes as long
@@ -144,6 +148,17 @@ impl Store {
         Hold::new(&self.holds)
     }
 
+    /// Tells `observer` what goes from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
+    }
+
+    fn tell(&self, what: impl FnOnce(&dyn Observer)) {
+        if let Some(observer) = self.observer.get() {
+            what(observer.as_ref());
+        }
+    }
+
     /// Everything in the store with its size. Reads every manifest and source document.
     ///
     /// # Errors
@@ -184,6 +199,29 @@ impl Store {
         notes::remove(self.layout(), shelf, name)
     }
 
+    /// Keeps a listing, so that readers of it find it whatever the source names later. Its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with disk-full among them.
+    pub fn keep_listing(&self, record: &SourceRecord) -> Result<Digest, Error> {
+        models::write_listing(self.layout(), record)
+    }
+
+    /// Forgets a listing, if it is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn drop_listing(&self, id: &Digest) -> Result<(), Error> {
+        let path = self.layout().listing(id);
+        fsx::remove_if_there(&path).at("remove", &path)
+    }
+
+    /// What an earlier process of this boot left of an object, for reading.
+    #[must_use]
+    pub fn left(&self, id: &ObjectId) -> Option<Left> {
+        Left::open(self.layout(), id)
+    }
+
     /// What is kept, for looking.
     #[must_use]
     pub const fn view(&self) -> &View {
@@ -222,6 +260,14 @@ impl Store {
     #[must_use]
     pub fn has_size(&self, size: u64) -> bool {
         self.catalog().has_size(size)
+    }
+
+    /// What the objects of a record are, as far as they were ever pulled.
+    fn blobs_known(&self, record: &SourceRecord) -> HashSet<Digest> {
+        let catalog = self.catalog();
+        let known = record.files.iter().filter_map(|file| Some(catalog.find(&record.object(file))?.digest));
+        // Bytes found here by a proof are in the catalog under another object only.
+        known.chain(record.files.iter().filter_map(|file| file.digest)).collect()
     }
 
     /// Records what an object's bytes are.
@@ -367,12 +413,13 @@ impl Store {
         if all {
             let (catalog, sources) = (self.layout().catalog(), self.layout().sources());
             fsx::sync_file(&catalog).at("sync", &catalog)?;
+            // What is removed meanwhile needs no sync.
             for name in fsx::names(&sources).at("list", &sources)? {
-                fsx::sync_file(&sources.join(name)).at("sync", &sources)?;
+                fsx::sync_if_there(&sources.join(name)).at("sync", &sources)?;
             }
             for digest in models::all_manifests(self.layout())? {
                 let path = self.layout().manifest(&digest);
-                fsx::sync_file(&path).at("sync", &path)?;
+                fsx::sync_if_there(&path).at("sync", &path)?;
                 if let Ok(manifest) = models::read_manifest(self.layout(), &digest) {
                     models::sync_tree(self.layout(), &manifest, &digest)?;
                 }
@@ -422,9 +469,12 @@ impl Store {
             // A manifest that cannot be read may name it too.
             if models::read_manifest(self.layout(), &manifest_digest).map_or(true, shows) {
                 models::remove_tree(self.layout(), &manifest_digest)?;
+                self.tell(|observer| observer.model_went(&manifest_digest));
             }
         }
-        sealed::remove(self.layout(), digest)
+        sealed::remove(self.layout(), digest)?;
+        self.tell(|observer| observer.blob_went(digest));
+        Ok(())
     }
 
     /// Makes the tree of every model whose files are all here and that has none.
@@ -467,6 +517,7 @@ impl Store {
             models::remove_tree(self.layout(), digest)?;
             let path = self.layout().manifest(digest);
             fsx::remove_if_there(&path).at("remove", &path)?;
+            self.tell(|observer| observer.model_went(digest));
         }
         self.remove_partials_of(&uris)?;
         let (freed, unnamed) = self.sweep()?;
@@ -510,9 +561,12 @@ impl Store {
             // What a damaged manifest named, its source's record still does.
             named.extend(record.files.iter().filter_map(|file| file.digest));
             if record.manifest.is_none() {
-                let catalog = self.catalog();
-                let known = record.files.iter().filter_map(|file| catalog.find(&record.object(file)));
-                named.extend(known.map(|known| known.digest));
+                named.extend(self.blobs_known(&record));
+            }
+        }
+        for listing in models::all_listings(self.layout())? {
+            if let Some(record) = models::read_listing(self.layout(), &listing)? {
+                named.extend(self.blobs_known(&record));
             }
         }
         let (mut freed, mut unnamed) = (0, Vec::new());
@@ -524,6 +578,7 @@ impl Store {
             if let Some(files) = self.holds.unless_held(&digest, || sealed::unname(self.layout(), &digest)) {
                 unnamed.extend(files?);
                 freed += len;
+                self.tell(|observer| observer.blob_went(&digest));
             }
         }
         Ok((freed, unnamed))

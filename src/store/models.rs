@@ -70,8 +70,25 @@ impl SourceRecord {
         blake3::hash(&text).to_hex()[..32].to_owned()
     }
 
+    /// The name of what the source named at this look: its files at their versions, whatever their
+    /// order and whether they have arrived.
+    #[must_use]
+    pub fn listing(&self) -> Digest {
+        let mut files: Vec<(&ModelPath, String)> =
+            self.files.iter().map(|file| (&file.path, self.object(file).file_id())).collect();
+        files.sort();
+        let mut hasher = blake3::Hasher::new_derive_key("larder listing 1");
+        for (path, file_id) in files {
+            for part in [path.as_str(), &file_id] {
+                hasher.update(part.as_bytes()).update(b"\0");
+            }
+        }
+        Digest::from_bytes(*hasher.finalize().as_bytes())
+    }
+
     /// The object that a file of it is a copy of.
-    pub(super) fn object(&self, file: &SourceFile) -> ObjectId {
+    #[must_use]
+    pub fn object(&self, file: &SourceFile) -> ObjectId {
         let (origin, uri, version) = (self.origin.clone(), file.uri.clone(), file.version.clone());
         ObjectId { origin, uri, version, size: file.size }
     }
@@ -143,6 +160,33 @@ pub(super) fn touch_source(layout: &Layout, id: &str) {
     let times = std::fs::FileTimes::new().set_modified(SystemTime::now());
     // Best effort: on a store this user may only read, the time stays as it is.
     let _ = std::fs::File::options().append(true).open(layout.source(id)).and_then(|file| file.set_times(times));
+}
+
+/// Writes down a listing, if it is not there.
+pub(super) fn write_listing(layout: &Layout, record: &SourceRecord) -> Result<Digest, Error> {
+    let id = record.listing();
+    let path = layout.listing(&id);
+    if read_listing(layout, &id)?.is_none() {
+        fsx::replace(&layout.scratch(), &path, &record::encode(record)).at("write", &path)?;
+    }
+    Ok(id)
+}
+
+/// The listing of that name, if it is there and is what its name says.
+pub(super) fn read_listing(layout: &Layout, id: &Digest) -> Result<Option<SourceRecord>, Error> {
+    let path = layout.listing(id);
+    match read_source(&path) {
+        Ok(record) => Ok((record.listing() == *id).then_some(record)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+        Err(error) => Err(error).at("read", path),
+    }
+}
+
+/// The names of all listings.
+pub(super) fn all_listings(layout: &Layout) -> Result<Vec<Digest>, Error> {
+    let directory = layout.listings();
+    let names = fsx::names(&directory).at("list", &directory)?;
+    Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
 }
 
 /// Writes a manifest under its digest; true when it was not there, or not what its name says.
@@ -243,7 +287,7 @@ pub(super) fn sync_tree(layout: &Layout, manifest: &Manifest, digest: &Digest) -
     let below = manifest.files().iter().flat_map(|file| Path::new(file.path.as_str()).ancestors().skip(1));
     let directories: BTreeSet<PathBuf> = below.map(|directory| tree.join(directory)).collect();
     for directory in directories {
-        fsx::sync_directory(&directory).at("sync", &directory)?;
+        fsx::sync_if_there(&directory).at("sync", &directory)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -100,6 +101,25 @@ impl Here {
             Record::Chunk(index, chunk) => self.add(index, chunk),
             Record::Prefix(index, prefix) => self.begin(index, prefix),
         }
+    }
+
+    /// Whether these bytes are there, those of prefixes among them.
+    fn has(&self, range: &Range<u64>) -> bool {
+        let mut at = range.start;
+        while at < range.end {
+            let index = self.grid.chunk_at(at);
+            let chunk = self.grid.chunk_range(index);
+            let there = if self.present.contains(index) {
+                chunk.end
+            } else {
+                chunk.start + self.prefixes.get(&index).map_or(0, |prefix| prefix.len)
+            };
+            if there <= at {
+                return false;
+            }
+            at = there;
+        }
+        true
     }
 
     /// Whether a prefix is worth a record: long enough beyond the one that has it.
@@ -262,6 +282,27 @@ impl Partial {
         self.bytes.read_exact_at(buffer, offset).at("read", self.layout.partial_bytes(&self.file_id))
     }
 
+    /// Reads bytes if all of them are there; false, and nothing read, when some are missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_if_there(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Error> {
+        if !self.state().here.has(&(offset..offset + buffer.len() as u64)) {
+            return Ok(false);
+        }
+        self.read_at(offset, buffer).map(|()| true)
+    }
+
+    /// The chunks of a byte range that are not whole.
+    #[must_use]
+    pub fn missing_in(&self, range: &Range<u64>) -> Vec<ChunkIndex> {
+        let state = self.state();
+        let end = range.end.min(self.grid.size());
+        let chunks =
+            if range.start < end { self.grid.chunk_at(range.start).0..self.grid.chunk_at(end - 1).0 + 1 } else { 0..0 };
+        chunks.map(ChunkIndex).filter(|&index| !state.here.present.contains(index)).collect()
+    }
+
     /// Records that the bytes of whole chunks, and of the beginning of one more, are written, and
     /// what they hash to: at most one system call. True when no chunk is missing any more.
     ///
@@ -329,6 +370,39 @@ impl Partial {
     /// [`Error::Io`].
     pub fn discard(&self) -> Result<(), Error> {
         remove(&self.layout, &self.file_id)
+    }
+}
+
+/// What an earlier process left of a blob, for reading: it does not grow any more.
+#[derive(Debug)]
+pub struct Left {
+    bytes: File,
+    here: Here,
+    path: PathBuf,
+}
+
+impl Left {
+    /// Only of this boot: after another, nothing counts before it is hashed.
+    pub(super) fn open(layout: &Layout, id: &ObjectId) -> Option<Self> {
+        let (file_id, grid) = (id.file_id(), Grid::of_size(id.size));
+        let (header, here) = read_journal(layout, &file_id, grid)?;
+        if header.id != *id || header.boot != *layout.boot() {
+            return None;
+        }
+        let path = layout.partial_bytes(&file_id);
+        let bytes = File::open(&path).ok()?;
+        (bytes.metadata().ok()?.len() == id.size).then_some(Self { bytes, here, path })
+    }
+
+    /// Reads bytes if all of them are there; false, and nothing read, when some are missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_if_there(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Error> {
+        if !self.here.has(&(offset..offset + buffer.len() as u64)) {
+            return Ok(false);
+        }
+        self.bytes.read_exact_at(buffer, offset).at("read", &self.path).map(|()| true)
     }
 }
 

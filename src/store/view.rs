@@ -3,10 +3,12 @@
 //! Safe beside an owner: every document and every tree appears and goes by rename.
 
 use std::collections::HashSet;
+use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::boot::BootId;
+use super::error::AtPath as _;
 use super::{
     Error, Exported, Layout, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
 };
@@ -80,12 +82,56 @@ impl View {
         Ok(kept)
     }
 
+    /// A directory for what a mount remembers across restarts of its daemon: the store does not
+    /// look into it.
+    #[must_use]
+    pub fn mount_directory(&self) -> PathBuf {
+        self.layout.mount()
+    }
+
     /// What a source names, by its record's id.
     ///
     /// # Errors
     /// [`Error::Io`]; a document that proves nothing is `None`.
     pub fn source(&self, record_id: &str) -> Result<Option<SourceRecord>, Error> {
         models::find_source(&self.layout, record_id)
+    }
+
+    /// What a source named when a reader was let in before it had arrived.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; a document that proves nothing is `None`.
+    pub fn listing(&self, id: &Digest) -> Result<Option<SourceRecord>, Error> {
+        models::read_listing(&self.layout, id)
+    }
+
+    /// The names of all listings that are kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn listings(&self) -> Result<Vec<Digest>, Error> {
+        models::all_listings(&self.layout)
+    }
+
+    /// The bytes and the metadata of a sealed blob.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]; [`Error::Io`].
+    pub fn open_blob(&self, digest: &Digest) -> Result<(File, Metadata), Error> {
+        sealed::with_path(&self.layout, digest, digest, |path| {
+            let file = File::open(path).at("open", path)?;
+            let metadata = file.metadata().at("look at", path)?;
+            Ok((file, metadata))
+        })
+    }
+
+    /// The metadata of a sealed blob. The time of its last change tells one copy from another that
+    /// was fetched later; hard links do not move it.
+    ///
+    /// # Errors
+    /// [`Error::Absent`]; [`Error::Io`].
+    pub fn blob_metadata(&self, digest: &Digest) -> Result<Metadata, Error> {
+        sealed::with_path(&self.layout, digest, digest, |path| path.metadata().at("look at", path))
     }
 
     /// A manifest, proven by its digest.

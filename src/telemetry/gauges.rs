@@ -1,8 +1,11 @@
 //! What is true at the moment of a scrape.
 
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::labels::How;
+use super::split::Split;
 use super::table::{self, Metric};
 
 /// The values of all gauges, read in one go right before a scrape: kept up to date at every change
@@ -35,12 +38,48 @@ pub struct Gauges {
     pub pins: u64,
     /// Complete models.
     pub models: u64,
+    /// The mount, or zeros where there is none.
+    pub mount: Mount,
+}
+
+/// What the mount says of itself. It counts where it answers the kernel, so its counters are read at
+/// a scrape too; they are since the start of the process, over all mounts that it had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// Whether it is up.
+    pub is_up: bool,
+    /// Whether the kernel reads complete files by itself.
+    pub passes: bool,
+    /// Opens of files that the kernel reads by itself.
+    pub opens_passed: u64,
+    /// Opens of complete files that the daemon reads.
+    pub opens_cached: u64,
+    /// Opens of files that were still arriving.
+    pub opens_arriving: u64,
+    /// Reads that wait now.
+    pub reads_waiting: u64,
+    /// Opens and reads that failed.
+    pub reads_failed: u64,
+    /// Bytes that the daemon read for the kernel.
+    pub bytes_read: u64,
+}
+
+impl Mount {
+    fn register(&self, registry: &mut Registry) {
+        let opens = Split::new(&table::MOUNT_OPENS, Counter::<u64>::default);
+        opens.at(How::Passthrough as usize).inc_by(self.opens_passed);
+        opens.at(How::Cached as usize).inc_by(self.opens_cached);
+        opens.at(How::Arriving as usize).inc_by(self.opens_arriving);
+        table::MOUNT_OPENS.register(registry, opens);
+        table::MOUNT_FAILED_READS.register(registry, ConstCounter::new(self.reads_failed));
+        table::MOUNT_READ_BYTES.register(registry, ConstCounter::new(self.bytes_read));
+    }
 }
 
 impl Gauges {
     /// A registry of these values alone; one for each scrape, so that two at once do not mix.
     pub(super) fn registry(&self) -> Registry {
-        let rows: [(Metric, u64); 13] = [
+        let rows: [(Metric, u64); 16] = [
             (table::PULLS_IN_FLIGHT, self.pulls_in_flight),
             (table::CALLERS_WAITING, self.callers_waiting),
             (table::DISK_BYTES, self.disk_bytes),
@@ -54,8 +93,12 @@ impl Gauges {
             (table::LEASES, self.leases),
             (table::PINS, self.pins),
             (table::MODELS, self.models),
+            (table::MOUNT_UP, self.mount.is_up.into()),
+            (table::MOUNT_PASSTHROUGH, self.mount.passes.into()),
+            (table::MOUNT_WAITING_READS, self.mount.reads_waiting),
         ];
         let mut registry = Registry::default();
+        self.mount.register(&mut registry);
         for (metric, value) in rows {
             // The encoder fails beyond i64.
             metric.register(&mut registry, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));

@@ -36,6 +36,8 @@ label! {
         Pull = "pull",
         /// The origin could not be asked, and what was here was given.
         Stale = "stale",
+        /// It may be read while it arrives.
+        Lazy = "lazy",
         /// It failed.
         Error = "error",
     }
@@ -84,6 +86,18 @@ label! {
         Refusal = "4xx",
         /// The daemon, the origin or the disk failed.
         Failure = "5xx",
+    }
+}
+
+label! {
+    /// How a file of the mount was opened.
+    How "how" {
+        /// It is complete, and the kernel reads it by itself.
+        Passthrough = "passthrough",
+        /// It is complete, and the daemon reads it for the kernel.
+        Cached = "cached",
+        /// It was still arriving.
+        Arriving = "arriving",
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Totals {
     pub joins: u64,
     /// Requests that started a pull.
     pub pulls: u64,
+    /// Requests let in while the model arrives.
+    pub lazy: u64,
     /// Requests answered with what was here because the origin could not be asked.
     pub stale: u64,
     /// Requests that failed.
@@ -163,6 +165,7 @@ impl Metrics {
             hits: ensures(Outcome::Hit),
             joins: ensures(Outcome::Join),
             pulls: ensures(Outcome::Pull),
+            lazy: ensures(Outcome::Lazy),
             stale: ensures(Outcome::Stale),
             errors: ensures(Outcome::Error),
             evictions: self.evictions.get(),

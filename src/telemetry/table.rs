@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::{self, Registry};
 
-use super::labels::{Cause, Code, Label, Outcome, Socket, VERSION, Where};
+use super::labels::{Cause, Code, How, Label, Outcome, Socket, VERSION, Where};
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +102,12 @@ table! {
         "Damaged files on disk that were fetched again";
     CONTROL_REQUESTS = Counter "larder_control_requests" None, [Socket::LABEL, Code::LABEL],
         "Requests on the daemon's sockets, by socket and class of status";
+    MOUNT_OPENS = Counter "larder_mount_opens" None, [How::LABEL],
+        "Files of the mount that were opened, by how they are read";
+    MOUNT_FAILED_READS = Counter "larder_mount_failed_reads" None, [],
+        "Opens and reads in the mount that ended in an I/O error";
+    MOUNT_READ_BYTES = Counter "larder_mount_read_bytes" BYTES, [],
+        "Bytes that the daemon read for the kernel; what the kernel reads by itself is not among them";
     PULLS_IN_FLIGHT = Gauge "larder_pulls_in_flight" None, [],
         "Pulls that run now";
     CALLERS_WAITING = Gauge "larder_callers_waiting" None, [],
@@ -128,6 +134,12 @@ table! {
         "Models that are pinned";
     MODELS = Gauge "larder_models" None, [],
         "Models that are here and complete";
+    MOUNT_UP = Gauge "larder_mount_up" None, [],
+        "Whether the mount is up: 1, or 0 where it is not, not yet, or not wanted";
+    MOUNT_PASSTHROUGH = Gauge "larder_mount_passthrough" None, [],
+        "Whether the kernel reads complete files of the mount by itself: 1, or 0 where the daemon does";
+    MOUNT_WAITING_READS = Gauge "larder_mount_waiting_reads" None, [],
+        "Reads in the mount that wait for bytes now";
     BUILD_INFO = Gauge "larder_build_info" None, [VERSION],
         "Always 1; the label is what counts";
     ENSURE_SECONDS = Histogram "larder_ensure_seconds" SECONDS, [Outcome::LABEL],

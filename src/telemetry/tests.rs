@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::promql::{self, Selector};
 use super::table::BUCKETS;
-use super::{Cause, Gauges, Kind, Metrics, Outcome, Socket, TABLE, Totals, Where};
+use super::{Cause, Gauges, Kind, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where};
 
 /// Copied beside the manifests of the daemonset, for people to import.
 const DASHBOARD: &str = include_str!("../../daemonset/grafana/larder.json");
@@ -139,6 +139,7 @@ fn each_event_is_counted_where_it_belongs() {
     metrics.ensured(Outcome::Hit, Duration::from_millis(3));
     metrics.ensured(Outcome::Join, Duration::from_secs(7));
     metrics.ensured(Outcome::Pull, Duration::from_secs(8));
+    metrics.ensured(Outcome::Lazy, Duration::from_secs(1));
     metrics.ensured(Outcome::Stale, Duration::from_secs(1));
     metrics.ensured(Outcome::Error, Duration::from_hours(3));
     metrics.pulled(Duration::from_secs(8));
@@ -165,6 +166,7 @@ fn each_event_is_counted_where_it_belongs() {
         ("larder_ensures_total{outcome=\"hit\"}", "2"),
         ("larder_ensures_total{outcome=\"join\"}", "1"),
         ("larder_ensures_total{outcome=\"pull\"}", "1"),
+        ("larder_ensures_total{outcome=\"lazy\"}", "1"),
         ("larder_ensures_total{outcome=\"stale\"}", "1"),
         ("larder_ensures_total{outcome=\"error\"}", "1"),
         ("larder_ensure_seconds_bucket{le=\"0.001\",outcome=\"hit\"}", "0"),
@@ -200,6 +202,7 @@ fn each_event_is_counted_where_it_belongs() {
         hits: 2,
         joins: 1,
         pulls: 1,
+        lazy: 1,
         stale: 1,
         errors: 1,
         evictions: 2,
@@ -210,7 +213,7 @@ fn each_event_is_counted_where_it_belongs() {
 }
 
 #[test]
-fn each_gauge_shows_its_own_value() {
+fn each_value_read_at_a_scrape_is_shown_as_its_own() {
     let gauges = Gauges {
         pulls_in_flight: 1,
         callers_waiting: 2,
@@ -225,6 +228,16 @@ fn each_gauge_shows_its_own_value() {
         leases: 11,
         pins: 12,
         models: 13,
+        mount: Mount {
+            is_up: true,
+            passes: true,
+            opens_passed: 14,
+            opens_cached: 15,
+            opens_arriving: 16,
+            reads_waiting: 17,
+            reads_failed: 18,
+            bytes_read: u64::MAX,
+        },
     };
     let scrape = Scrape::read(&Metrics::new("1").render(&gauges));
     for (series, value) in [
@@ -242,6 +255,14 @@ fn each_gauge_shows_its_own_value() {
         ("larder_leases", "11"),
         ("larder_pins", "12"),
         ("larder_models", "13"),
+        ("larder_mount_up", "1"),
+        ("larder_mount_passthrough", "1"),
+        ("larder_mount_opens_total{how=\"passthrough\"}", "14"),
+        ("larder_mount_opens_total{how=\"cached\"}", "15"),
+        ("larder_mount_opens_total{how=\"arriving\"}", "16"),
+        ("larder_mount_waiting_reads", "17"),
+        ("larder_mount_failed_reads_total", "18"),
+        ("larder_mount_read_bytes_total", "18446744073709551615"),
     ] {
         assert_eq!(scrape.value(series), value, "{series}");
     }

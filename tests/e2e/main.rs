@@ -7,6 +7,7 @@ mod credentials;
 mod faults;
 mod gcs;
 mod journeys;
+mod mount;
 mod node;
 mod sharing;
 mod small_disk;

@@ -11,6 +11,7 @@ use larder_origins::{Checksums, Fault};
 use serde_json::{Value, json};
 
 use super::{Node, damage, http, schema};
+use crate::mount::{mounting, slow_origin};
 use crate::support::origin_with_model;
 
 /// How long the daemon waits for a head, or for a body.
@@ -237,6 +238,24 @@ fn every_answer_is_as_the_file_has_it() {
     ] {
         assert!(contract.answered.contains(seen), "{seen} was not seen: {:#?}", contract.answered);
     }
+}
+
+/// With a mount there are answers that are not there without.
+#[test]
+fn a_mount_and_what_arrives_in_it_are_as_the_file_has_them() {
+    let origin = slow_origin(&vec![7; 4 << 20], 1 << 20);
+    let Some(mut node) = mounting(&origin) else { return };
+    node.start();
+    let mut contract = Contract::new();
+    let wish = |lazy: bool| json!({"source": "s3://models/m/", "lazy": lazy, "lease": "process:1"});
+    let arriving = contract.ok(&node.socket(), "POST", "/v1/ensure", &wish(true));
+    assert_eq!((&arriving["event"], &arriving["arriving"]), (&json!("ready"), &json!(true)), "{arriving}");
+    let status = contract.ok(&node.socket(), "GET", "/v1/status", &Value::Null);
+    assert_eq!((&status["totals"]["lazy"], &status["mount"]["directory"]), (&json!(1), &arriving["root"]), "{status}");
+    assert_eq!(status["leases"][0]["digest"], arriving["digest"], "{status}");
+    let whole = contract.ok(&node.socket(), "POST", "/v1/ensure", &wish(false));
+    assert_eq!((&whole["event"], &whole["arriving"]), (&json!("ready"), &json!(false)), "{whole}");
+    assert_ne!(whole["digest"], arriving["digest"]);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! What a scrape and a probe see.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use larder_origins::{Checksums, Fault, Front, Noise, Origin};
 use serde_json::json;
 
 use super::{Node, http};
+use crate::mount::{assert_reads, mount_status, mounting};
 use crate::support::origin_with_model;
 
 /// Series by name and labels, as they stand in the text, with their values in whole numbers.
@@ -147,6 +150,7 @@ fn one_who_pulls_and_one_who_joins_are_told_apart() {
         ("larder_ensures_total{outcome=\"hit\"}", "hits"),
         ("larder_ensures_total{outcome=\"join\"}", "joins"),
         ("larder_ensures_total{outcome=\"pull\"}", "pulls"),
+        ("larder_ensures_total{outcome=\"lazy\"}", "lazy"),
         ("larder_ensures_total{outcome=\"stale\"}", "stale"),
         ("larder_ensures_total{outcome=\"error\"}", "errors"),
         ("larder_evictions_total", "evictions"),
@@ -161,6 +165,72 @@ fn one_who_pulls_and_one_who_joins_are_told_apart() {
     scrapes.last = scrape(&scrapes.address);
     assert_eq!(scrapes.last["larder_control_requests_total{socket=\"use\",code=\"4xx\"}"], 1);
     assert_eq!(scrapes.last["larder_control_requests_total{socket=\"admin\",code=\"2xx\"}"], 1);
+}
+
+#[test]
+fn what_pods_do_in_the_mount_is_counted() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    origin.bucket().put("late/model.safetensors", Noise::new(6).bytes(1 << 20), Checksums::none());
+    origin.bucket().put("late/config.json", b"{}".to_vec(), Checksums::none());
+    origin.misbehave_on_reads(|_, request| request.path.contains("late/model").then_some(Fault::Stall(0)));
+    let Some(mut node) = mounting(&origin) else { return };
+    node.set("read_timeout", "\"2s\"");
+    let address = node.listen();
+    node.start();
+    let mut scrapes = Scrapes { last: scrape(&address), address };
+    let passes = mount_status(&node)["sealed"] == "passthrough";
+    let ups = [scrapes.last["larder_mount_up"], scrapes.last["larder_mount_passthrough"]];
+    assert_eq!(ups, [1, u64::from(passes)]);
+    assert_eq!(http::ask_tcp(&scrapes.address, "GET", "/readyz").expect("an answer").status, 200);
+
+    let ready = node.ready(&json!({"source": "s3://models/m/"}));
+    scrapes.last = scrape(&scrapes.address);
+    assert_reads(Path::new(ready["path"].as_str().expect("a path")), &model);
+    let (files, len) = (model.files.len() as u64, model.len());
+    if passes {
+        scrapes.grew("what the kernel reads", &[("mount_opens_total{how=\"passthrough\"}", files)]);
+    } else {
+        let reads = [("mount_opens_total{how=\"cached\"}", files), ("mount_read_bytes_total", len)];
+        scrapes.grew("what the daemon reads", &reads);
+    }
+
+    let lazily = node.ready(&json!({"source": "s3://models/late/", "lazy": true, "lease": "process:1"}));
+    assert_eq!(lazily["arriving"], true, "{lazily}");
+    let late = Path::new(lazily["path"].as_str().expect("a path")).join("model.safetensors");
+    let reader = std::thread::spawn(move || fs::read(late));
+    node.until("it waits", |status| status["mount"]["reads_waiting"].as_u64() > Some(0));
+    assert!(scrape(&scrapes.address)["larder_mount_waiting_reads"] > 0);
+    reader.join().expect("a reader").expect_err("nothing comes");
+    let mount = node.until("nobody waits", |status| status["mount"]["reads_waiting"] == 0)["mount"].clone();
+    scrapes.last = scrape(&scrapes.address);
+    for (series, of_status) in [
+        ("opens_total{how=\"passthrough\"}", "opens_passed"),
+        ("opens_total{how=\"cached\"}", "opens_cached"),
+        ("opens_total{how=\"arriving\"}", "opens_arriving"),
+        ("waiting_reads", "reads_waiting"),
+        ("failed_reads_total", "reads_failed"),
+        ("read_bytes_total", "bytes_read"),
+    ] {
+        assert_eq!(scrapes.last[&format!("larder_mount_{series}")], mount[of_status], "{series}: {mount}");
+    }
+    assert!(mount["reads_failed"].as_u64() > Some(0), "{mount}");
+    assert_eq!((&mount["opens_arriving"], &node.status()["totals"]["lazy"]), (&json!(1), &json!(1)), "{mount}");
+}
+
+#[test]
+fn a_node_without_its_mount_is_not_ready() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let mut node = Node::at(&origin);
+    node.set("mount", "\"keeper:/nonexistent/sock\"");
+    let address = node.listen();
+    node.start();
+    let answer = http::ask_tcp(&address, "GET", "/readyz").expect("an answer");
+    assert_eq!((answer.status, answer.text().as_str()), (503, "the mount is not up yet\n"));
+    assert_eq!(http::ask_tcp(&address, "GET", "/healthz").expect("an answer").status, 200);
+    assert_eq!(node.status()["mount"]["directory"], json!(null));
+    let mut mount = scrape(&address);
+    mount.retain(|name, _| name.starts_with("larder_mount_"));
+    assert!(mount.len() == 8 && mount.values().all(|value| *value == 0), "{mount:?}");
 }
 
 #[test]

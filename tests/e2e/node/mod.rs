@@ -320,6 +320,8 @@ impl Drop for Node {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+        // A mount of the daemon's own stays when it is killed.
+        let _ = rustix::mount::unmount(self.path("mnt/models"), rustix::mount::UnmountFlags::DETACH);
     }
 }
 

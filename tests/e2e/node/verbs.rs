@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{Node, PATIENCE};
+use crate::mount::{mounting, root};
 use crate::support::{Larder, Ran, origin_with_model, skipped, wait};
 
 const MODEL: &str = "s3://models/m";
@@ -264,6 +265,24 @@ fn status_shows_the_node_on_a_screen_or_as_json() {
     assert_eq!((told.code, told.stdout.as_str()), (Some(69), ""), "{told:?}");
     assert!(told.stderr.contains("hint: `larder daemon` starts one"), "{told:?}");
     assert_eq!(node.larder(&["status"]).code, Some(69));
+}
+
+#[test]
+fn status_says_where_the_mount_is_and_where_it_is_missing() {
+    let (origin, _) = origin_with_model(Checksums::single_part());
+    let mut node = Node::at(&origin);
+    node.set("mount", "\"keeper:/nonexistent/sock\"");
+    node.start();
+    let told = node.larder(&["status"]).stdout;
+    assert!(told.contains("\nmount    not up yet, the daemon's log says what is amiss\n"), "{told}");
+    node.terminate();
+
+    let Some(mut node) = mounting(&origin) else { return };
+    node.start();
+    let told = node.larder(&["status"]).stdout;
+    let line = format!("\nmount    {}, ", root(&node).display());
+    assert!(told.contains(&line) && told.contains("not kept: it ends with the daemon\n"), "{told}");
+    assert!(told.contains(" 0 let in while it arrives,"), "{told}");
 }
 
 /// Pins are the store's, not the daemon's: set before it starts they hold, and end with a removal.

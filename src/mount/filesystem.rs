@@ -1,0 +1,532 @@
+//! What the kernel asks, answered.
+//!
+//! Nothing here waits for the network but reads of what is still arriving, and those wait in tasks
+//! of their own: a thread that waited would keep everybody waiting, and a look-up or an open that
+//! waits cannot be killed.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use fuser::{
+    Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, Notifier,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
+};
+
+use super::backing::Backing;
+use super::counts::Counts;
+use super::node::{Node, Sealed, nothing};
+use super::opens::Opens;
+use super::tree::{Entry, Lasts, Missing, Tree};
+use crate::cache::{Cache, ReadError};
+use crate::domain::Digest;
+
+const FOREVER: Duration = Duration::from_hours(24 * 3650);
+const MOMENT: Duration = Duration::from_secs(1);
+/// Reads of what is arriving are background requests to the kernel: with few allowed, those that
+/// wait would keep all others waiting (`fs/fuse/dev.c`).
+const BACKGROUND_MAX: u16 = 8192;
+/// Bytes of one read request: what the mount option `max_read` says too.
+const READ_LEN_MAX: u32 = 1 << 20;
+/// Reads that may wait at once. Each is a task and, once its bytes are there, a buffer.
+const WAITING_MAX: u64 = 16_384;
+/// The name under which a file's BLAKE3 digest can be asked for (getxattr(2)).
+const DIGEST_ATTRIBUTE: &str = "user.larder.blake3";
+/// How often failed reads are told of.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// One mount's answers.
+#[derive(Debug)]
+pub struct Answers {
+    pub(super) cache: Arc<Cache>,
+    pub(super) tree: Tree,
+    pub(super) opens: Opens,
+    pub(super) backing: Backing,
+    pub(super) counts: Arc<Counts>,
+    /// Whether sealed files are passed through. Decided by the kernel, and by the first open.
+    pub(super) passes: AtomicBool,
+    /// Why not.
+    pub(super) why_not: Mutex<Option<String>>,
+    pub(super) notifier: OnceLock<Notifier>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) patience: Duration,
+    /// Whether any inode has a backing id: from then on it must stay so.
+    backed: AtomicBool,
+    /// Inodes with a backing id, by what they are.
+    numbers: Mutex<HashMap<Digest, HashSet<u64>>>,
+    /// Sealed files that are open and not passed through, by handle.
+    files: Mutex<HashMap<u64, Arc<File>>>,
+    told: Mutex<Option<Instant>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The file system that fuser serves: shared with those who tell the kernel what goes.
+#[derive(Debug)]
+pub struct Mounted(pub Arc<Answers>);
+
+impl Answers {
+    pub fn new(
+        cache: Arc<Cache>,
+        opens: Opens,
+        backing: Backing,
+        counts: Arc<Counts>,
+        runtime: tokio::runtime::Handle,
+        patience: Duration,
+    ) -> Self {
+        // Whoever has a file open from an earlier life keeps its model.
+        opens.all().into_iter().for_each(|part| cache.residency().book().opened(part));
+        Self {
+            tree: Tree::new(Arc::clone(&cache)),
+            cache,
+            opens,
+            backing,
+            counts,
+            passes: AtomicBool::new(false),
+            why_not: Mutex::default(),
+            notifier: OnceLock::new(),
+            runtime,
+            patience,
+            backed: AtomicBool::new(false),
+            numbers: Mutex::default(),
+            files: Mutex::default(),
+            told: Mutex::default(),
+        }
+    }
+
+    fn node(&self, number: INodeNo) -> Result<Node, Errno> {
+        // The kernel looks the path up again when it hears that.
+        self.tree.node(number.0).ok_or(Errno::ESTALE)
+    }
+
+    fn no_passthrough(&self, why: String) {
+        tracing::warn!(why, "sealed files are not passed through: reads of them cost more");
+        *lock(&self.why_not) = Some(why);
+        self.passes.store(false, Relaxed);
+    }
+
+    fn open_sealed(self: &Arc<Self>, unique: u64, number: INodeNo, sealed: &Sealed, reply: ReplyOpen) {
+        let (handle, is_news) = self.opens.opened(unique, sealed.digest);
+        if is_news {
+            self.cache.residency().book().opened(sealed.digest);
+        }
+        let view = self.cache.store().view();
+        // Also where it has an id already: a file that is gone must not be opened.
+        let is_here = || view.blob_metadata(&sealed.digest).is_ok_and(|m| Sealed::new(sealed.digest, &m) == *sealed);
+        let open = || view.open_blob(&sealed.digest).map(|(file, _)| file).map_err(io::Error::other);
+        if !is_here() {
+            self.closed(handle, sealed.digest);
+            return reply.error(Errno::ESTALE);
+        }
+        if self.passes.load(Relaxed) {
+            match self.backing.back(number.0, &reply, open) {
+                Ok(backed) => {
+                    self.backed.store(true, Relaxed);
+                    lock(&self.numbers).entry(sealed.digest).or_default().insert(number.0);
+                    // Gone since: nobody would give the id back any more.
+                    if !is_here() {
+                        self.backing.drop_id(number.0);
+                        self.closed(handle, sealed.digest);
+                        return reply.error(Errno::ESTALE);
+                    }
+                    self.counts.passed.fetch_add(1, Relaxed);
+                    return backed.answer(reply, handle);
+                }
+                // Other opens may be passed through, and the kernel lets no inode be both.
+                Err(error) if self.backed.load(Relaxed) => {
+                    self.closed(handle, sealed.digest);
+                    self.tell(&format!("a file cannot be passed through: {error}"));
+                    return reply.error(Errno::EIO);
+                }
+                Err(error) => self.no_passthrough(format!("the kernel takes no backing file: {error}")),
+            }
+        }
+        let Ok(file) = open() else {
+            self.closed(handle, sealed.digest);
+            return reply.error(Errno::ESTALE);
+        };
+        lock(&self.files).insert(handle, Arc::new(file));
+        self.counts.cached.fetch_add(1, Relaxed);
+        reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    /// Nothing is open: the mount is new.
+    pub fn forget_opens(&self) {
+        self.opens.clear().iter().for_each(|part| self.cache.residency().book().closed(part));
+    }
+
+    fn closed(&self, handle: u64, otherwise: Digest) {
+        lock(&self.files).remove(&handle);
+        let part = self.opens.closed(handle).unwrap_or(otherwise);
+        self.cache.residency().book().closed(&part);
+    }
+
+    /// Says that a read failed, not every time.
+    fn tell(&self, what: &str) {
+        self.counts.failed.fetch_add(1, Relaxed);
+        let mut told = lock(&self.told);
+        if told.is_none_or(|at| at.elapsed() > TELL_INTERVAL) {
+            *told = Some(Instant::now());
+            tracing::warn!("a reader of the mount got an error: {what}");
+        }
+    }
+
+    async fn read_sealed(self: Arc<Self>, sealed: Sealed, handle: u64, offset: u64, len: usize, reply: ReplyData) {
+        let this = Arc::clone(&self);
+        let read = tokio::task::spawn_blocking(move || {
+            let known = lock(&this.files).get(&handle).cloned();
+            let file = match known {
+                Some(file) => file,
+                None => Arc::new(this.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other)?.0),
+            };
+            let mut buffer = vec![0; len];
+            file.read_exact_at(&mut buffer, offset).map(|()| buffer)
+        });
+        match read.await {
+            Ok(Ok(bytes)) => self.give(&bytes, reply),
+            Ok(Err(error)) => {
+                self.tell(&error.to_string());
+                reply.error(Errno::EIO);
+            }
+            Err(panic) => {
+                self.tell(&panic.to_string());
+                reply.error(Errno::EIO);
+            }
+        }
+    }
+
+    fn give(&self, bytes: &[u8], reply: ReplyData) {
+        self.counts.bytes.fetch_add(bytes.len() as u64, Relaxed);
+        reply.data(bytes);
+    }
+
+    async fn read_partial(self: Arc<Self>, node: Node, offset: u64, len: usize, reply: ReplyData) {
+        let Node::Partial { listing, file } = node else { return reply.error(Errno::EIO) };
+        let deadline = Instant::now() + self.patience;
+        let this = Arc::clone(&self);
+        let record = tokio::task::spawn_blocking(move || this.tree.record(listing)).await;
+        let read = match record {
+            Ok(Ok(record)) => {
+                let _waits = self.counts.wait();
+                self.cache.read_arriving(listing, &record, &file, offset, len, deadline).await
+            }
+            Ok(Err(_)) => Err(ReadError::Lost(format!("nobody knows what `{}` belongs to any more", file.uri))),
+            Err(panic) => Err(ReadError::Lost(panic.to_string())),
+        };
+        match read {
+            Ok(bytes) => self.give(&bytes, reply),
+            Err(error) => {
+                self.tell(&format!("`{}`: {error}", file.uri));
+                reply.error(Errno::EIO);
+            }
+        }
+    }
+
+    /// A blob is gone: what kept its space for it goes too. What has it open keeps it.
+    pub fn forget_blob(&self, digest: &Digest) {
+        for number in lock(&self.numbers).remove(digest).unwrap_or_default() {
+            self.backing.drop_id(number);
+        }
+    }
+
+    /// The model is not what the kernel remembers of it. Waits for the kernel: never from an answer.
+    pub fn forget_model(&self, model: &Digest) {
+        self.tree.forget(model);
+        if let Some(notifier) = self.notifier.get() {
+            let name = model.to_string();
+            if let Err(error) = notifier.inval_entry(INodeNo::ROOT, OsStr::new(&name)) {
+                tracing::debug!(%error, model = %model.short(), "the kernel does not forget a model");
+            }
+        }
+    }
+
+    /// What readers were given of a file that is arriving was wrong. Waits for the kernel.
+    pub fn forget_bytes(&self, file: crate::store::ObjectId) {
+        let node = Node::Partial { listing: Digest::of(b""), file: Arc::new(file) };
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(node.number()), 0, 0)
+        {
+            tracing::warn!(%error, "the kernel does not forget wrong bytes");
+        }
+    }
+
+    /// Gives back the ids of files that went while nobody was here.
+    pub fn drop_stale_ids(&self) {
+        let numbers = match self.backing.numbers() {
+            Ok(numbers) => numbers,
+            Err(error) => return tracing::warn!(%error, "the keeper does not say which files it holds"),
+        };
+        self.backed.store(!numbers.is_empty(), Relaxed);
+        for number in numbers {
+            match self.tree.node(number) {
+                Some(Node::Sealed(sealed)) => {
+                    lock(&self.numbers).entry(sealed.digest).or_default().insert(number);
+                }
+                _ => self.backing.drop_id(number),
+            }
+        }
+    }
+}
+
+fn errno(missing: &Missing) -> Errno {
+    match missing {
+        Missing::Name(_) => Errno::ENOENT,
+        Missing::Stale => Errno::ESTALE,
+        Missing::Disk(error) => {
+            tracing::warn!(%error, "the mount cannot answer");
+            Errno::EIO
+        }
+    }
+}
+
+const fn lasting(lasts: Lasts) -> Duration {
+    match lasts {
+        Lasts::Forever => FOREVER,
+        Lasts::Moment => MOMENT,
+    }
+}
+
+impl Filesystem for Mounted {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_HAS_RESEND
+            | InitFlags::FUSE_ALLOW_IDMAP;
+        let offered = config.capabilities();
+        let _ = config.add_capabilities(wanted & offered);
+        let passes = offered.contains(InitFlags::FUSE_PASSTHROUGH)
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok();
+        self.0.passes.store(passes, Relaxed);
+        if !passes {
+            self.0.no_passthrough("the kernel has no passthrough, which came with Linux 6.9".to_owned());
+        }
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_max_write(READ_LEN_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.0.node(parent).and_then(|parent| match self.0.tree.lookup(&parent, name) {
+            // In a directory that never changes, that a name is not there may be remembered too.
+            Err(Missing::Name(Lasts::Forever)) => Ok(None),
+            Err(missing) => Err(errno(&missing)),
+            Ok(entry) => Ok(Some(entry)),
+        });
+        match found {
+            Ok(Some(Entry { node, lasts, .. })) => {
+                self.0.tree.remember(&node);
+                reply.entry_with_ttls(&FOREVER, &lasting(lasts), &node.attributes(), Generation(0));
+            }
+            Ok(None) => reply.entry(&FOREVER, &nothing(), Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.0.node(ino) {
+            Ok(node) => reply.attr(&FOREVER, &node.attributes()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.0.node(ino) {
+            Ok(Node::Link { target, .. }) => reply.data(target.as_bytes()),
+            Ok(_) => reply.error(Errno::EINVAL),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.0.node(ino) {
+            Ok(Node::Sealed(sealed)) => self.0.open_sealed(request.unique().0, ino, &sealed, reply),
+            Ok(Node::Partial { listing, .. }) => {
+                let (handle, is_news) = self.0.opens.opened(request.unique().0, listing);
+                if is_news {
+                    self.0.cache.residency().book().opened(listing);
+                }
+                self.0.counts.arriving.fetch_add(1, Relaxed);
+                // Cached: mapped files need it, and what has arrived never changes.
+                reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Ok(Node::Link { .. }) => reply.error(Errno::ELOOP),
+            Ok(_) => reply.error(Errno::EISDIR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let node = match self.0.node(ino) {
+            Ok(node) => node,
+            Err(errno) => return reply.error(errno),
+        };
+        let total = match &node {
+            Node::Sealed(sealed) => sealed.size,
+            Node::Partial { file, .. } => file.size,
+            _ => return reply.error(Errno::EISDIR),
+        };
+        // Whole or not at all: the kernel takes a short answer for the end of the file.
+        let len = u64::from(size.min(READ_LEN_MAX)).min(total.saturating_sub(offset));
+        let Ok(len) = usize::try_from(len) else { return reply.error(Errno::EIO) };
+        if len == 0 {
+            return reply.data(&[]);
+        }
+        let answers = Arc::clone(&self.0);
+        match node {
+            Node::Sealed(sealed) => {
+                self.0.runtime.spawn(answers.read_sealed(sealed, handle.0, offset, len, reply));
+            }
+            _ if self.0.counts.waiting.load(Relaxed) >= WAITING_MAX => {
+                self.0.tell("too many reads wait already");
+                reply.error(Errno::EAGAIN);
+            }
+            node => {
+                self.0.runtime.spawn(answers.read_partial(node, offset, len, reply));
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let part = match self.0.tree.node(ino.0) {
+            Some(Node::Sealed(sealed)) => Some(sealed.digest),
+            Some(Node::Partial { listing, .. }) => Some(listing),
+            _ => None,
+        };
+        lock(&self.0.files).remove(&handle.0);
+        if let Some(part) = self.0.opens.closed(handle.0).or(part) {
+            self.0.cache.residency().book().closed(&part);
+        }
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        use super::node::Key;
+        let flags = match self.0.node(ino) {
+            Ok(Node::Directory { key: Key::Whole(_), .. }) => {
+                FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+            }
+            Ok(_) => FopenFlags::empty(),
+            Err(errno) => return reply.error(errno),
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.0.node(ino).and_then(|node| self.0.entries(&node)) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        for (at, (name, node, _)) in entries.iter().enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            let attributes = node.attributes();
+            if reply.add(attributes.ino, at as u64 + 1, attributes.kind, OsStr::new(name.as_ref())) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let entries = match self.0.node(ino).and_then(|node| self.0.entries(&node)) {
+            Ok(entries) => entries,
+            Err(errno) => return reply.error(errno),
+        };
+        for (at, (name, node, lasts)) in entries.iter().enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX))
+        {
+            let attributes = node.attributes();
+            let name = OsStr::new(name.as_ref());
+            if reply.add(attributes.ino, at as u64 + 1, name, &lasting(*lasts), &attributes, Generation(0)) {
+                break;
+            }
+            self.0.tree.remember(node);
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        // What there is room for is a question about the store.
+        match rustix::fs::statvfs(self.0.cache.store().view().directory()) {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                u32::try_from(stat.f_bsize).unwrap_or(u32::MAX),
+                255,
+                u32::try_from(stat.f_frsize).unwrap_or(u32::MAX),
+            ),
+            Err(_) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.0.node(ino) {
+            Ok(Node::Sealed(sealed)) if name == DIGEST_ATTRIBUTE => {
+                attribute(sealed.digest.to_string().as_bytes(), size, reply);
+            }
+            Ok(_) => reply.error(Errno::NO_XATTR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.0.node(ino) {
+            Ok(Node::Sealed(_)) => attribute(format!("{DIGEST_ATTRIBUTE}\0").as_bytes(), size, reply),
+            Ok(_) => attribute(b"", size, reply),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+impl Answers {
+    /// A directory with the two names that every directory has.
+    fn entries(&self, directory: &Node) -> Result<Vec<(Arc<str>, Node, Lasts)>, Errno> {
+        let entries = self.tree.list(directory).map_err(|missing| match missing {
+            Missing::Name(_) => Errno::ENOTDIR,
+            other => errno(&other),
+        })?;
+        let dots = [".", ".."].map(|name| (Arc::from(name), directory.clone(), Lasts::Moment));
+        Ok(dots.into_iter().chain(entries.into_iter().map(|entry| (entry.name, entry.node, entry.lasts))).collect())
+    }
+}
+
+fn attribute(value: &[u8], size: u32, reply: ReplyXattr) {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    match size {
+        0 => reply.size(len),
+        size if size < len => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
+}

@@ -1,0 +1,266 @@
+//! The mount: models as a file system, adapted to the kernel's questions.
+//!
+//! `tree` says which name leads where, `filesystem` answers, `session` gets the questions. What
+//! outlives the daemon is in `opens`, and with the keeper (see `daemonset/keeper`).
+
+mod backing;
+mod counts;
+mod filesystem;
+pub mod links;
+mod node;
+mod opens;
+mod session;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::time::Duration;
+
+use crate::cache::{Cache, MountStatus};
+use crate::domain::Digest;
+use crate::store::Observer;
+use backing::Backing;
+pub use counts::Counts;
+use filesystem::{Answers, Mounted};
+use fuser::Session;
+use larder_keeper::{Hello, Keeper};
+use opens::Opens;
+
+/// Where the mount comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// This process mounts at this directory.
+    Own(PathBuf),
+    /// A keeper that listens at this socket has it.
+    Keeper(PathBuf),
+}
+
+/// How long a keeper may take to answer.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
+/// How often an absent keeper is tried again, and a present one looked after.
+const KEEPER_INTERVAL: Duration = Duration::from_millis(250);
+/// What the kernel is to forget, waiting to be told.
+const FORGETS_MAX: usize = 4096;
+
+/// All mounts of a process: one, and those before it that somebody still reads from.
+#[derive(Debug)]
+pub struct Mounts {
+    cache: Arc<Cache>,
+    counts: Arc<Counts>,
+    runtime: tokio::runtime::Handle,
+    patience: Duration,
+    now: Mutex<Now>,
+    forgets: mpsc::SyncSender<Forget>,
+    keeper: Mutex<Option<Arc<Keeper>>>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    live: Vec<Weak<Answers>>,
+    current: Option<Arc<Answers>>,
+    directory: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Forget {
+    Model(Digest),
+    Bytes(crate::store::ObjectId),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Mounts {
+    /// No mount yet. `patience` is how long a read waits for bytes that do not come.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn new(cache: &Arc<Cache>, runtime: tokio::runtime::Handle, patience: Duration) -> std::io::Result<Arc<Self>> {
+        let (forgets, waiting) = mpsc::sync_channel(FORGETS_MAX);
+        let mounts = Arc::new(Self {
+            cache: Arc::clone(cache),
+            counts: Arc::default(),
+            runtime,
+            patience,
+            now: Mutex::default(),
+            forgets,
+            keeper: Mutex::default(),
+        });
+        // The kernel waits for look-ups that are under way before it forgets: in a thread of its own.
+        let of = Arc::downgrade(&mounts);
+        std::thread::Builder::new().name("mount-forget".into()).spawn(move || {
+            while let Ok(forget) = waiting.recv() {
+                let Some(mounts) = of.upgrade() else { return };
+                for answers in mounts.live() {
+                    match &forget {
+                        Forget::Model(digest) => answers.forget_model(digest),
+                        Forget::Bytes(object) => answers.forget_bytes(object.clone()),
+                    }
+                }
+            }
+        })?;
+        let of = Arc::downgrade(&mounts);
+        cache.expect_mount(Box::new(move || of.upgrade().map(|mounts| mounts.status()).unwrap_or_default()));
+        cache.store().observe(Arc::clone(&mounts) as Arc<dyn Observer>);
+        let (mut discards, of) = (cache.discards(), Arc::downgrade(&mounts));
+        mounts.runtime.spawn(async move {
+            while let Ok(object) = discards.recv().await {
+                let Some(mounts) = of.upgrade() else { return };
+                let _ = mounts.forgets.try_send(Forget::Bytes(object));
+            }
+        });
+        Ok(mounts)
+    }
+
+    fn live(&self) -> Vec<Arc<Answers>> {
+        let mut now = lock(&self.now);
+        now.live.retain(|answers| answers.strong_count() > 0);
+        now.live.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn answers(&self, connection: &str, backing: Backing) -> std::io::Result<Arc<Answers>> {
+        let directory = self.cache.store().view().mount_directory();
+        let table = directory.join(connection);
+        // What earlier connections remembered is of no use to anybody.
+        for other in std::fs::read_dir(&directory)?.flatten() {
+            if other.path() != table {
+                let _ = std::fs::remove_file(other.path());
+            }
+        }
+        let (cache, counts, runtime) = (Arc::clone(&self.cache), Arc::clone(&self.counts), self.runtime.clone());
+        Ok(Arc::new(Answers::new(cache, Opens::open(&table)?, backing, counts, runtime, self.patience)))
+    }
+
+    /// Serves a session in the background; the receiver hears when it has ended.
+    fn serve(
+        self: &Arc<Self>,
+        session: Session<Mounted>,
+        answers: &Arc<Answers>,
+        directory: &Path,
+    ) -> std::io::Result<mpsc::Receiver<()>> {
+        let _ = answers.notifier.set(session.notifier());
+        {
+            let mut now = lock(&self.now);
+            now.live.push(Arc::downgrade(answers));
+            now.current = Some(Arc::clone(answers));
+            now.directory = Some(directory.to_owned());
+        }
+        self.cache.set_mount(directory.to_owned());
+        let (ended, ends) = mpsc::channel();
+        let mounts = Arc::clone(self);
+        let of = Arc::downgrade(answers);
+        std::thread::Builder::new().name("mount".into()).spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::warn!(%error, "the mount ended with an error");
+            }
+            // The connection is gone, and with it every open: nobody will say so one by one.
+            if let Some(answers) = of.upgrade() {
+                answers.forget_opens();
+            }
+            let mut now = lock(&mounts.now);
+            if now.current.as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(current), of.as_ptr())) {
+                (now.current, now.directory) = (None, None);
+            }
+            drop(now);
+            let _ = ended.send(());
+        })?;
+        answers.drop_stale_ids();
+        Ok(ends)
+    }
+
+    /// Mounts at a directory. The mount ends with this process.
+    ///
+    /// # Errors
+    /// The kernel's, or fusermount3's.
+    pub fn mount(self: &Arc<Self>, directory: &Path) -> std::io::Result<Unmount> {
+        let answers = self.answers("own", Backing::own())?;
+        // Nobody can have anything open from an earlier life: that mount is gone.
+        answers.forget_opens();
+        let session = session::own(Mounted(Arc::clone(&answers)), directory)?;
+        self.serve(session, &answers, directory)?;
+        tracing::info!(directory = %directory.display(), "mounted");
+        Ok(Unmount(directory.to_owned()))
+    }
+
+    /// Follows a keeper: serves its mount, and the next one when there is another keeper. Blocks
+    /// for as long as the process lives.
+    pub fn follow(self: &Arc<Self>, socket: &Path) {
+        let mut told = false;
+        loop {
+            match Keeper::connect(socket, KEEPER_PATIENCE) {
+                Ok((keeper, hello)) => {
+                    told = false;
+                    if let Err(error) = self.resume(&Arc::new(keeper), &hello) {
+                        tracing::error!(%error, "the keeper's mount cannot be served");
+                    }
+                }
+                Err(error) if !told => {
+                    told = true;
+                    tracing::warn!(%error, socket = %socket.display(), "no keeper answers, so there is no mount yet: it is tried again");
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(KEEPER_INTERVAL);
+        }
+    }
+
+    fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, hello: &Hello) -> std::io::Result<()> {
+        let answers = self.answers(&format!("{:016x}", hello.epoch), Backing::kept(Arc::clone(keeper)))?;
+        let session = session::resume(Mounted(Arc::clone(&answers)), hello)?;
+        let ends = self.serve(session, &answers, &hello.mount)?;
+        *lock(&self.keeper) = Some(Arc::clone(keeper));
+        tracing::info!(directory = %hello.mount.display(), keeper = hello.keeper_version, "serving the keeper's mount");
+        // Without its keeper the mount works on for those who have it; the next keeper makes another.
+        while ends.try_recv() == Err(mpsc::TryRecvError::Empty) && !keeper.closed() {
+            std::thread::sleep(KEEPER_INTERVAL);
+        }
+        *lock(&self.keeper) = None;
+        tracing::warn!("the keeper is gone: files that are open stay readable, a new keeper brings a new mount");
+        Ok(())
+    }
+
+    /// How it is.
+    pub fn status(&self) -> MountStatus {
+        let now = lock(&self.now);
+        let passes = now.current.as_ref().is_some_and(|answers| answers.passes.load(Relaxed));
+        MountStatus {
+            directory: now.directory.as_ref().map(|directory| directory.display().to_string()),
+            sealed: if passes { "passthrough" } else { "cached" }.to_owned(),
+            why_not: now.current.as_ref().and_then(|answers| lock(&answers.why_not).clone()),
+            kept: lock(&self.keeper).is_some(),
+            opens_passed: self.counts.passed.load(Relaxed),
+            opens_cached: self.counts.cached.load(Relaxed),
+            opens_arriving: self.counts.arriving.load(Relaxed),
+            reads_waiting: self.counts.waiting.load(Relaxed),
+            reads_failed: self.counts.failed.load(Relaxed),
+            bytes_read: self.counts.bytes.load(Relaxed),
+        }
+    }
+}
+
+/// Ends a mount of this process.
+#[derive(Debug)]
+pub struct Unmount(PathBuf);
+
+impl Unmount {
+    /// Takes the mount away; what is open stays readable where it was passed through.
+    pub fn unmount(self) {
+        session::detach(&self.0);
+    }
+}
+
+impl Observer for Mounts {
+    fn blob_went(&self, digest: &Digest) {
+        self.live().iter().for_each(|answers| answers.forget_blob(digest));
+    }
+
+    fn model_went(&self, digest: &Digest) {
+        // At once, so that nobody finds it; the kernel is told by a thread that may wait for it.
+        self.live().iter().for_each(|answers| answers.tree.forget(digest));
+        if self.forgets.try_send(Forget::Model(*digest)).is_err() {
+            tracing::debug!(model = %digest.short(), "the kernel finds out by itself that a model is gone");
+        }
+    }
+}

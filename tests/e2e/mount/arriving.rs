@@ -1,0 +1,160 @@
+//! Models that are read while they arrive.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use larder_origins::{Checksums, Fault, Noise, safetensors};
+use serde_json::json;
+
+use super::{lazily, mount_status, mounting, root, slow_origin};
+use crate::node::Node;
+
+const MIB: usize = 1 << 20;
+
+/// What is at these bytes must be there, whoever waits for it.
+fn assert_range(file: &File, whole: &[u8], at: usize, len: usize) {
+    let len = len.min(whole.len() - at);
+    let mut buffer = vec![0; len];
+    file.read_exact_at(&mut buffer, at as u64).unwrap_or_else(|error| panic!("{len} bytes at {at}: {error}"));
+    assert!(buffer == whole[at..at + len], "{len} bytes at {at} are wrong");
+}
+
+fn until_whole(node: &Node) {
+    node.until("the pull ends", |status| status["moving"].as_array().is_some_and(Vec::is_empty));
+}
+
+#[test]
+fn a_header_is_there_long_before_the_file() {
+    let whole = safetensors("w", 3, 128 * MIB);
+    let origin = slow_origin(&whole, 2 << 20);
+    let Some(mut node) = mounting(&origin) else { return };
+    node.start();
+    let directory = lazily(&node);
+    let file = File::open(directory.join("model.safetensors")).expect("a file");
+    assert_range(&file, &whole, 0, 8);
+    let len = u64::from_le_bytes(whole[..8].try_into().expect("eight")) as usize;
+    assert_range(&file, &whole, 8, len);
+    let sent = origin.bytes_sent();
+    eprintln!("the header after {sent} of {} bytes", whole.len());
+    assert!(sent < whole.len() as u64 / 50, "{sent} bytes were sent before");
+    assert_eq!(fs::read(directory.join("config.json")).expect("a small file"), br#"{"model_type":"none"}"#);
+}
+
+#[test]
+fn every_byte_is_right_in_order_backwards_and_at_random() {
+    let whole = safetensors("w", 4, 48 * MIB);
+    let origin = slow_origin(&whole, 4 << 20);
+    let Some(mut node) = mounting(&origin) else { return };
+    node.start();
+    let path = lazily(&node).join("model.safetensors");
+    let steps = || (0..whole.len()).step_by(100_003);
+    let opened = || File::open(&path).expect("a file");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = opened();
+            steps().for_each(|at| assert_range(&file, &whole, at, 100_003));
+        });
+        scope.spawn(|| {
+            let file = opened();
+            steps().collect::<Vec<_>>().into_iter().rev().for_each(|at| assert_range(&file, &whole, at, 100_003));
+        });
+        scope.spawn(|| {
+            let (file, mut random) = (opened(), Noise::new(7));
+            for _ in 0..200 {
+                let at = random.below(whole.len() as u64) as usize;
+                assert_range(&file, &whole, at, random.below(300_000) as usize + 1);
+            }
+        });
+        scope.spawn(|| {
+            let file = opened();
+            #[expect(unsafe_code, reason = "a map is what loaders make")]
+            // SAFETY: nothing changes the file.
+            let map = unsafe { memmap2::Mmap::map(&file).expect("a map") };
+            for at in (0..whole.len()).step_by(4096 * 37) {
+                assert_eq!(map[at], whole[at], "the byte at {at} of the map");
+            }
+            assert!(map[..] == whole[..], "the map is wrong");
+        });
+    });
+    until_whole(&node);
+    assert!(fs::read(&path).expect("the file") == whole, "afterwards");
+    let model = root(&node).join("sources/s3/models/m@/model.safetensors");
+    assert!(fs::read(model).expect("the file") == whole, "by its source");
+    let status = mount_status(&node);
+    assert_eq!(status["reads_failed"], 0, "{status}\n{}", node.log());
+    assert!(status["opens_passed"].as_u64() >= Some(1), "{status}");
+    eprintln!("{} bytes sent for {}", origin.bytes_sent(), whole.len());
+}
+
+#[test]
+fn a_reader_outlives_the_pull_that_was_cut_off() {
+    let whole = safetensors("w", 5, 24 * MIB);
+    let origin = slow_origin(&whole, 2 << 20);
+    let Some(mut node) = mounting(&origin) else { return };
+    node.begin_pod("p");
+    node.start();
+    let ready = node.ready(&json!({"source": "s3://models/m/", "lazy": true, "lease": "pod:p"}));
+    let path = Path::new(ready["path"].as_str().expect("a path")).join("model.safetensors");
+    // Its caller is gone, and the bytes come all the same, also after a crash of the daemon.
+    node.until("some bytes", |status| status["moving"][0]["bytes_done"].as_u64() > Some(4 << 20));
+    node.restart();
+    node.until("it goes on", |status| status["moving"][0]["bytes_done"].as_u64() > Some(4 << 20));
+    assert!(fs::read(&path).expect("the file") == whole);
+    until_whole(&node);
+    let leases = node.status()["leases"].clone();
+    let digests: Vec<_> = leases.as_array().expect("leases").iter().map(|lease| lease["digest"].clone()).collect();
+    node.until("the pod has a lease of the model too", |status| {
+        status["leases"].as_array().is_some_and(|leases| leases.len() == 2)
+    });
+    node.end_pod("p");
+    node.until("the leases end with the pod", |status| status["leases"].as_array().is_some_and(Vec::is_empty));
+    eprintln!("{digests:?}");
+}
+
+#[test]
+fn readers_of_a_stalled_origin_disturb_nobody_and_can_be_killed() {
+    const READERS: usize = 64;
+    let whole = safetensors("w", 6, 16 * MIB);
+    let origin = slow_origin(&whole, 8 << 20);
+    origin.misbehave_on_reads(|_, request| request.path.contains("safetensors").then_some(Fault::Stall(0)));
+    origin.bucket().put("other/model.bin", Noise::new(9).bytes(4 * MIB), Checksums::none());
+    let Some(mut node) = mounting(&origin) else { return };
+    node.set("read_timeout", "\"6s\"");
+    node.start();
+    let other = node.ready(&json!({"source": "s3://models/other/"}));
+    let other = Path::new(other["path"].as_str().expect("a path")).join("model.bin");
+    let path = lazily(&node).join("model.safetensors");
+    let began = Instant::now();
+    let mut readers: Vec<_> = (0..READERS)
+        .map(|reader| {
+            let mut command = std::process::Command::new("dd");
+            command.arg(format!("if={}", path.display())).arg("of=/dev/null").arg("bs=64k").arg("count=1");
+            command.arg(format!("skip={}", reader * 3)).stderr(std::process::Stdio::piped());
+            command.spawn().expect("dd starts")
+        })
+        .collect();
+    node.until("all of them wait", |status| status["mount"]["reads_waiting"].as_u64() >= Some(READERS as u64));
+    // Everything else goes on.
+    let looked = Instant::now();
+    assert_eq!(fs::read(&other).expect("another file").len(), 4 * MIB);
+    assert!(fs::metadata(path.with_file_name("config.json")).is_ok());
+    assert!(fs::read_dir(root(&node)).expect("a directory").count() >= 3);
+    assert!(looked.elapsed() < Duration::from_secs(1), "{:?}", looked.elapsed());
+    // Half of them are killed, and die.
+    for reader in &mut readers[..READERS / 2] {
+        let killed = Instant::now();
+        reader.kill().expect("a child");
+        reader.wait().expect("a child");
+        assert!(killed.elapsed() < Duration::from_millis(500), "{:?}", killed.elapsed());
+    }
+    // The others hear of it at the deadline.
+    for reader in readers.drain(READERS / 2..) {
+        let ran = reader.wait_with_output().expect("a child");
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!ran.status.success() && said.contains("Input/output error"), "{said}");
+    }
+    assert!(began.elapsed() > Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(node.log().contains("did not arrive in time"), "{}", node.log());
+}
