@@ -23,6 +23,9 @@ const LINGER: Duration = Duration::from_mins(1);
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
+/// Before a listing that nobody brings any more is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// Listings that are kept coming.
 #[derive(Debug, Default)]
 pub(super) struct Coming {
@@ -275,7 +278,11 @@ impl Cache {
             }
             tokio::select! {
                 changed = news.changed() => if changed.is_err() { return Err(ReadError::Lost("its transfer is gone".into())) },
-                changed = coming.changed() => if changed.is_err() { waiting = None },
+                changed = coming.changed() => if changed.is_err() {
+                    waiting = None;
+                    // While the daemon stops, nobody brings anything: the next one is asked again.
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                },
                 () = tokio::time::sleep_until(deadline.into()) => {
                     return Err(ReadError::TooLate(match state {
                         State::Waiting(why) => why,

@@ -163,13 +163,15 @@ impl Cache {
             if self.stopping.load(Relaxed) {
                 return Err(fetch::Error::Interrupted.into());
             }
+            // Before the look: an answer that comes between the two may have brought another model.
+            let answer = self.answers.within(&key, self.recheck);
             let here = self.find(&key).await?;
             if let Some(resident) = here.as_ref().filter(|_| !wish.fresh) {
                 let pinned = {
                     let book = self.residency.book();
                     book.is_pinned(&key) || book.is_pinned(&resident.digest.to_string())
                 };
-                match self.answers.within(&key, self.recheck) {
+                match answer {
                     Some(Answer::Missing(why)) if !pinned => {
                         warn(tell, &wish.source, &why);
                         if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {

@@ -61,6 +61,14 @@ pub struct Resident {
     pub bytes: u64,
 }
 
+/// Complete models by their source's record id: a warm hit reads no manifest.
+#[derive(Debug, Default)]
+struct Known {
+    models: HashMap<String, Arc<Resident>>,
+    /// How often something was forgotten: what was looked up before that is not noted after it.
+    forgotten: u64,
+}
+
 /// What is kept, and the rules for it.
 #[derive(Debug)]
 pub struct Residency {
@@ -69,8 +77,7 @@ pub struct Residency {
     pub(super) kubelet: PathBuf,
     pub(super) ledger: Arc<Ledger>,
     book: Mutex<Book>,
-    /// Complete models by their source's record id: a warm hit reads no manifest.
-    known: Mutex<HashMap<String, Arc<Resident>>>,
+    known: Mutex<Known>,
     /// Record ids of sources that somebody waits for.
     moving: Mutex<HashMap<String, u32>>,
     /// One decision about room at a time.
@@ -128,7 +135,11 @@ impl Residency {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn resident(&self, record_id: &str) -> Result<Option<Arc<Resident>>, store::Error> {
-        if let Some(known) = lock(&self.known).get(record_id).cloned()
+        let (known, forgotten) = {
+            let known = lock(&self.known);
+            (known.models.get(record_id).cloned(), known.forgotten)
+        };
+        if let Some(known) = known
             && known.tree.is_dir()
         {
             return Ok(Some(known));
@@ -150,18 +161,26 @@ impl Residency {
             files: manifest.files().len() as u64,
             bytes: manifest.size(),
         });
-        lock(&self.known).insert(record_id.to_owned(), Arc::clone(&resident));
+        let mut known = lock(&self.known);
+        if known.forgotten == forgotten {
+            known.models.insert(record_id.to_owned(), Arc::clone(&resident));
+        }
+        drop(known);
         Ok(Some(resident))
     }
 
     /// What was known of a source is looked up anew.
     pub(super) fn forget_known_of(&self, record_id: &str) {
-        lock(&self.known).remove(record_id);
+        let mut known = lock(&self.known);
+        known.models.remove(record_id);
+        known.forgotten += 1;
     }
 
     /// What was known of models is looked up anew.
     pub fn forget_known(&self) {
-        lock(&self.known).clear();
+        let mut known = lock(&self.known);
+        known.models.clear();
+        known.forgotten += 1;
     }
 
     /// Counts the store, as the choice sees it. Objects of `wanted` are on their way.
@@ -358,7 +377,8 @@ impl Residency {
     /// [`store::Error::Io`].
     pub fn release(&self, id: &str) -> Result<bool, store::Error> {
         let Some(digest) = self.book().release(&self.store, id)? else { return Ok(false) };
-        let known: Vec<Arc<Resident>> = lock(&self.known).values().filter(|r| r.digest == digest).cloned().collect();
+        let known: Vec<Arc<Resident>> =
+            lock(&self.known).models.values().filter(|r| r.digest == digest).cloned().collect();
         for resident in known {
             self.store.view().touch(&resident.record);
         }

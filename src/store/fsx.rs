@@ -40,9 +40,19 @@ pub(super) fn read_to_string_bounded(path: &Path, len_max: u64) -> io::Result<St
 }
 
 /// Gives a file another name, in place of whatever has that name.
-pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let _naming = naming();
     fs::rename(from, to)
+}
+
+/// Gives a file another name unless `is_there` says that something stands for it already; whether
+/// it did. Nobody else names a file here between the look and the rename.
+pub(super) fn rename_unless(from: &Path, to: &Path, is_there: impl FnOnce() -> bool) -> io::Result<bool> {
+    let _naming = naming();
+    if is_there() {
+        return Ok(false);
+    }
+    fs::rename(from, to).map(|()| true)
 }
 
 /// Creates a file that was not there, readable and writable by its owner only until it is sealed.

@@ -15,17 +15,19 @@ use crate::domain::{ChunkHasher, ChunkIndex, ChunkValue, Digest, Grid, root_dige
 
 /// Gives complete bytes their digest as name. `from` is renamed away.
 pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[ChunkValue]) -> Result<(), Error> {
-    if let Some(there) = find(layout, digest) {
-        fsx::remove_if_there(from).at("remove", from)?;
-        tracing::debug!(%digest, path = %there.display(), "sealed twice: kept the first copy");
-        return Ok(());
+    if find(layout, digest).is_none() {
+        if values.len() > 1 {
+            write_values(layout, digest, values)?;
+        }
+        std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
+        let to = layout.fresh_blob(digest);
+        // Another object of the same bytes may have been sealed meanwhile, and a tree may show it.
+        if fsx::rename_unless(from, &to, || find(layout, digest).is_some()).at("rename", &to)? {
+            return Ok(());
+        }
     }
-    if values.len() > 1 {
-        write_values(layout, digest, values)?;
-    }
-    std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
-    let to = layout.fresh_blob(digest);
-    fsx::rename(from, &to).at("rename", &to)
+    tracing::debug!(%digest, "sealed twice: kept the first copy");
+    fsx::remove_if_there(from).at("remove", from)
 }
 
 /// Seals bytes that are in memory, for files of at most one chunk.
@@ -217,4 +219,32 @@ pub(super) fn all(layout: &Layout) -> Result<Vec<Digest>, Error> {
         found.extend(names.iter().filter_map(|name| name.parse::<Digest>().ok()));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+    use std::sync::Barrier;
+
+    use crate::store::Store;
+
+    #[test]
+    fn whoever_seals_the_same_bytes_at_once_keeps_the_first_copy() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        for round in 0..100_u32 {
+            let bytes = [bytes::Bytes::from(round.to_le_bytes().to_vec())];
+            let start = Barrier::new(4);
+            let seal = || {
+                start.wait();
+                let digest = super::seal_bytes(store.layout(), &bytes, &store.hold()).expect("sealed");
+                super::find(store.layout(), &digest).expect("here").metadata().expect("a file").ino()
+            };
+            let inodes: Vec<u64> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(seal)).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+            });
+            assert!(inodes.iter().all(|inode| *inode == inodes[0]), "{inodes:?} in round {round}");
+        }
+    }
 }

@@ -49,6 +49,7 @@ fn granted(answer: &Answer) -> String {
 
 impl Stage<'_> {
     pub fn take(&mut self, step: &Step) -> Checked {
+        self.was_full |= self.is_full();
         match step {
             Step::Ensure(ask) => self.ensure(ask),
             Step::Together(asks, meanwhile) => self.together(asks, *meanwhile),
@@ -155,7 +156,7 @@ impl Stage<'_> {
     }
 
     fn ensure(&mut self, ask: &Ask) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let due = self.due(&before, ask);
         let protected = self.protected(&before);
         let id = self.id(ask.wish);
@@ -215,9 +216,8 @@ impl Stage<'_> {
             (Due::Either(..), Some(Err(failure))) if failure.exit == Exit::NotFound => {}
             (Due::Pulled(_) | Due::Either(..), Some(Err(failure))) if failure.exit == Exit::Disk => {
                 self.quiesce()?;
-                if failure.message.contains("No space left") && self.is_full() {
-                    // Others took the last of it: there was none for a document, which no room is
-                    // asked for. The disk's own sentence says so.
+                if self.needs_nothing(ask.wish) && failure.message.contains("No space left") && self.is_full() {
+                    // No room was asked for, and there was none for a document.
                     effects.evicts = true;
                     effects.sets.insert(id.clone(), self.current(ask.wish).into_iter().collect());
                 } else {
@@ -239,14 +239,20 @@ impl Stage<'_> {
         numbers.map(|number| (content(number).bytes.len() as u64).next_multiple_of(PAGE)).sum()
     }
 
+    /// Whether every file of a wish is here, or may have its room already as one that was begun.
+    fn needs_nothing(&self, wish: usize) -> bool {
+        let walk = Walk::of(&self.disk.store());
+        let mut contents = self.world.files(wish).unwrap_or_default().into_values().map(content);
+        contents.all(|content| {
+            let is_begun = content.bytes.len() > 1 << 20 && !walk.partials.is_empty();
+            content.bytes.is_empty() || is_begun || walk.blobs.contains_key(&content.digest)
+        })
+    }
+
     /// Fails where there was room after all.
     fn refusal_is_right(&self, failure: &Failure, before: &Kept, id: &str, missing: u64) -> Checked {
         for word in ["needed", "free", "evictable", "pinned", "in use"] {
             check!(failure.message.contains(word), "a refusal without `{word}`: {}", failure.message);
-        }
-        if before.records.iter().any(|(id, (model, _))| model.is_none() && self.pins.contains(id)) {
-            // What came of a pinned source's unfinished pull stays too, and is not counted here.
-            return Ok(());
         }
         // What came of a pinned source that is unfinished stays too, and is known from its objects only.
         if before.records.iter().any(|(id, (model, _))| model.is_none() && self.pins.contains(id)) {
@@ -269,7 +275,7 @@ impl Stage<'_> {
     }
 
     fn together(&mut self, asks: &[(Ask, Cut)], meanwhile: Meanwhile) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let protected = self.protected(&before);
         let mut allowed: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
         let mut may_be_missing = BTreeSet::new();
@@ -434,7 +440,7 @@ impl Stage<'_> {
     }
 
     fn let_go(&mut self, number: usize) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         if !self.held.is_empty() {
             let at = number % self.held.len();
             drop(self.held.swap_remove(at));
@@ -444,7 +450,7 @@ impl Stage<'_> {
     }
 
     fn release(&mut self, number: usize) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let chosen = {
             let book = self.life().cache().residency().book();
             let mut lasting: Vec<_> = book
@@ -465,7 +471,7 @@ impl Stage<'_> {
     }
 
     fn pin(&mut self, wish: usize, pinned: bool) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let group: Vec<String> = self.group(wish).into_iter().filter(|id| before.records.contains_key(id)).collect();
         let cache = Arc::clone(self.life().cache());
         let named = self.life().runtime().block_on(cache.set_pinned(self.world.uri(wish), pinned));
@@ -496,7 +502,7 @@ impl Stage<'_> {
     }
 
     fn pin_superseded(&mut self, number: usize, pinned: bool) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let superseded = before.superseded();
         if superseded.is_empty() {
             return Ok(());
@@ -517,7 +523,7 @@ impl Stage<'_> {
     }
 
     fn remove(&mut self, wish: usize) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let all = self.group(wish);
         let group: BTreeSet<String> = all.into_iter().filter(|id| before.records.contains_key(id)).collect();
         let models: BTreeSet<Digest> = group.iter().filter_map(|id| before.model(id)).collect();
@@ -540,7 +546,7 @@ impl Stage<'_> {
     }
 
     fn remove_superseded(&mut self, number: usize) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let superseded = before.superseded();
         if superseded.is_empty() {
             return Ok(());
@@ -558,7 +564,7 @@ impl Stage<'_> {
     }
 
     fn housekeeping(&mut self) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let alive: Vec<_> = self.leases.keys().map(|(owner, _)| self.is_owner_alive(owner)).collect();
         let mut alive = alive.into_iter();
         let before_count = self.leases.len();
@@ -587,7 +593,7 @@ impl Stage<'_> {
     }
 
     fn settle(&mut self) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let cache = Arc::clone(self.life().cache());
         let settled = self.life().runtime().block_on(cache.settle(true));
         check!(settled.is_ok(), "{settled:?}");
@@ -610,7 +616,7 @@ impl Stage<'_> {
     }
 
     fn verify(&mut self, mends: bool) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         if mends {
             self.world.set_down(false);
         }
@@ -681,7 +687,7 @@ impl Stage<'_> {
     }
 
     fn crash(&mut self, asks: &[Ask], millis: u8, debris: u8) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let effects = self.effects_of(asks);
         self.lose_unwritten();
         let protected = self.protected(&before);
@@ -705,7 +711,7 @@ impl Stage<'_> {
     }
 
     fn reboot(&mut self, damaged: u8, asks: &[Ask]) -> Checked {
-        let before = self.kept()?;
+        let before = self.before()?;
         let effects = self.effects_of(asks);
         self.lose_unwritten();
         let protected = self.protected(&before);
@@ -785,8 +791,13 @@ impl Stage<'_> {
     /// Leases that asks may have taken before they were cut off are the test's from now on.
     fn adopt_leases(&mut self, before: &Kept, asks: &[Ask]) -> Checked {
         let (leases, _) = self.actual_leases();
-        for lease in self.leases.keys() {
-            check!(leases.contains(lease), "{lease:?} is lost");
+        for (lease, seen) in self.leases.clone() {
+            check!(leases.contains(&lease), "{lease:?} is lost");
+            let asked = asks.iter().any(|ask| life::owner(ask.lease).is_some_and(|owner| owner.to_string() == lease.0));
+            let noted = self.actually_seen(&lease);
+            // A full disk kept an older note of it.
+            check!(noted == seen || asked || self.was_full, "{lease:?} was seen: {noted}, should be {seen}");
+            self.leases.insert(lease, noted);
         }
         for lease in leases {
             let asked =

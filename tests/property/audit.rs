@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use larder::domain::Digest;
 
-use crate::stage::{Checked, Stage, check};
+use crate::stage::{Checked, Kept, Stage, check};
 use crate::walk::Walk;
 
 impl Stage<'_> {
@@ -43,11 +43,10 @@ impl Stage<'_> {
             let strays: Vec<_> = blobs.difference(&named).collect();
             check!(strays.is_empty(), "blobs that nothing names are left: {strays:?}");
         }
-        self.accounts(&walk, unfinished)
+        self.accounts(&kept, &walk, unfinished)
     }
 
-    fn accounts(&self, walk: &Walk, unfinished: bool) -> Checked {
-        let kept = self.kept()?;
+    fn accounts(&self, kept: &Kept, walk: &Walk, unfinished: bool) -> Checked {
         let status = self.life().cache().status().map_err(|error| error.to_string())?;
         let disk = status.disk;
         check!(disk.store == walk.bytes(), "the store says {} bytes, the disk {}", disk.store, walk.bytes());
@@ -71,8 +70,8 @@ impl Stage<'_> {
         let allocated = |blobs: &mut dyn Iterator<Item = &Digest>| -> u64 {
             blobs.filter_map(|blob| walk.blobs.get(blob)).map(|blob| blob.allocated).sum()
         };
-        let pinned = share(&|model| self.is_pinned(&kept, model));
-        let leased = share(&|model| self.is_leased(model) && !self.is_pinned(&kept, model));
+        let pinned = share(&|model| self.is_pinned(kept, model));
+        let leased = share(&|model| self.is_leased(model) && !self.is_pinned(kept, model));
         // What an unfinished source has is known from its objects only.
         if !unfinished {
             let pinned_bytes = allocated(&mut pinned.iter());

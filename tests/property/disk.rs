@@ -38,9 +38,9 @@ impl Disk {
         let _ = std::fs::remove_file(&path);
         if kibibytes > 0 && self.mounted {
             let mut file = File::create(&path).expect("a file");
-            let block = [1; 1024];
+            let bytes = vec![1; kibibytes as usize * 1024];
             // A full disk is as full as it gets.
-            let _ = (0..kibibytes).try_for_each(|_| file.write_all(&block));
+            let _ = file.write_all(&bytes);
         }
     }
 

@@ -14,8 +14,10 @@
 //! - Nothing is refused where there was room, and a refusal evicts nothing.
 //! - A start finds everything as it was before a crash, and leaves nothing in `scratch/`.
 //! - No step takes long, and nothing goes on in the background that nobody waits for.
+//! - Nothing panics, also where nobody hears of it.
 //!
-//! `LARDER_STEPS` says how many steps there are, about, and `LARDER_STEPS_TOLD` tells of each. Seeds of cases that failed are kept in
+//! `LARDER_STEPS` says how many steps there are, about, `LARDER_SEED` where to begin, and
+//! `LARDER_STEPS_TOLD` tells of each. Seeds of cases that failed are kept in
 //! `main.proptest-regressions` and tried first.
 
 mod acts;
@@ -30,6 +32,9 @@ mod world;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic;
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner};
@@ -39,14 +44,29 @@ use stage::{Checked, Stage};
 use step::{Case, PODS};
 use world::World;
 
-/// Steps in all, about. Tens of thousands are for whoever changes the cache: `LARDER_STEPS=50000`.
-const STEPS: usize = 3_000;
+/// Steps in all, about: a minute and a half of two busy cores. More are for whoever changes the
+/// cache: `LARDER_STEPS=50000`.
+const STEPS: usize = 13_000;
 /// Steps of one case, at most; half of it on average.
 const CASE_LEN_MAX: usize = 400;
 /// MiB of the file system that has the store.
 const DISK_LEN: u32 = 10;
 /// No step may take longer.
 const STEP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Panics in this process so far, whichever thread it was.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static HOOKED: Once = Once::new();
+    HOOKED.call_once(|| {
+        let told = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            PANICS.fetch_add(1, Relaxed);
+            told(panic);
+        }));
+    });
+}
 
 /// Whether every step is told of as it is taken, and a failure not shortened.
 fn is_told() -> bool {
@@ -74,6 +94,8 @@ impl Place {
     }
 
     fn run(&self, case: &Case) -> Checked {
+        count_panics();
+        let panics = PANICS.load(Relaxed);
         let mut world = self.world.borrow_mut();
         world.reset();
         self.disk.clear();
@@ -93,6 +115,7 @@ impl Place {
             unsure: BTreeSet::new(),
             spoiled: HashMap::new(),
             broken: BTreeSet::new(),
+            last: None,
             models: HashMap::new(),
             was_full: false,
             waits: case.waits,
@@ -113,6 +136,7 @@ impl Place {
             self.longest.set(self.longest.get().max(took));
             taken.map_err(|why| format!("step {at}, {step:?}: {why}"))?;
             stage::check!(took < STEP_PATIENCE, "step {at}, {step:?} took {took:?}");
+            stage::check!(PANICS.load(Relaxed) == panics, "step {at}, {step:?}: something panicked");
         }
         stage.audit(false).map_err(|why| format!("at the end: {why}"))
     }

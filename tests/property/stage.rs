@@ -99,6 +99,8 @@ pub struct Stage<'a> {
     pub spoiled: HashMap<u64, Digest>,
     /// Models that lost a damaged blob, and were not whole since.
     pub broken: BTreeSet<Digest>,
+    /// What was kept when the last step had ended: between steps nothing changes.
+    pub last: Option<Kept>,
     /// What every model that was ever listed consists of.
     pub models: HashMap<Digest, Files>,
     /// Whether the disk was full since leases were last written down.
@@ -144,6 +146,11 @@ impl Stage<'_> {
         let listed = names(&self.disk.store().join("v1/manifests"));
         kept.manifests.extend(listed.iter().filter_map(|name| name.strip_suffix(".json")?.parse::<Digest>().ok()));
         Ok(kept)
+    }
+
+    /// What was kept before a step.
+    pub fn before(&self) -> Checked<Kept> {
+        self.last.clone().map_or_else(|| self.kept(), Ok)
     }
 
     /// Whether every file of a model is there.
@@ -233,7 +240,9 @@ impl Stage<'_> {
                 }
             }
         }
-        self.keeps_promises(&after)
+        self.keeps_promises(&after)?;
+        self.last = Some(after);
+        Ok(())
     }
 
     /// Leased and pinned models are whole, and leases are as they should be.
