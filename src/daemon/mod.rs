@@ -56,6 +56,11 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
         .map_err(|error| Failure::new(Exit::Defect, format!("cannot start the runtime: {error}")))?;
     #[expect(clippy::disallowed_methods, reason = "the daemon's one entry into the runtime")]
     let served = runtime.block_on(serve(loaded, &cache, metrics, stop, started));
+    if let (Ok(exit), Some(MountAt::Keeper(_))) = (&served, &config.mount) {
+        // Without winding anything up: a read that waits would be answered with an error, and the
+        // next daemon can answer it.
+        std::process::exit(*exit as i32);
+    }
     // Whatever still waits for the disk is work that may be cut off anywhere.
     runtime.shutdown_background();
     served

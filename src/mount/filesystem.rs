@@ -21,6 +21,7 @@ use fuser::{
 
 use super::backing::Backing;
 use super::counts::Counts;
+use super::directories::{Directories, Entries};
 use super::node::{Node, Sealed, nothing};
 use super::opens::Opens;
 use super::tree::{Entry, Lasts, Missing, Tree};
@@ -62,6 +63,7 @@ pub struct Answers {
     numbers: Mutex<HashMap<Digest, HashSet<u64>>>,
     /// Sealed files that are open and not passed through, by handle.
     files: Mutex<HashMap<u64, Arc<File>>>,
+    directories: Directories,
     told: Mutex<Option<Instant>>,
 }
 
@@ -98,6 +100,7 @@ impl Answers {
             backed: AtomicBool::new(false),
             numbers: Mutex::default(),
             files: Mutex::default(),
+            directories: Directories::default(),
             told: Mutex::default(),
         }
     }
@@ -211,8 +214,12 @@ impl Answers {
     async fn read_partial(self: Arc<Self>, node: Node, offset: u64, len: usize, reply: ReplyData) {
         let Node::Partial { listing, file } = node else { return reply.error(Errno::EIO) };
         let deadline = Instant::now() + self.patience;
-        let this = Arc::clone(&self);
-        let record = tokio::task::spawn_blocking(move || this.tree.record(listing)).await;
+        let record = if let Some(record) = self.tree.record_at_hand(listing) {
+            Ok(Ok(record))
+        } else {
+            let this = Arc::clone(&self);
+            tokio::task::spawn_blocking(move || this.tree.record(listing)).await
+        };
         let read = match record {
             Ok(Ok(record)) => {
                 let _waits = self.counts.wait();
@@ -419,13 +426,13 @@ impl Filesystem for Mounted {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let part = match self.0.tree.node(ino.0) {
+        lock(&self.0.files).remove(&handle.0);
+        let part = self.0.opens.closed(handle.0).or_else(|| match self.0.tree.node(ino.0) {
             Some(Node::Sealed(sealed)) => Some(sealed.digest),
             Some(Node::Partial { listing, .. }) => Some(listing),
             _ => None,
-        };
-        lock(&self.0.files).remove(&handle.0);
-        if let Some(part) = self.0.opens.closed(handle.0).or(part) {
+        });
+        if let Some(part) = part {
             self.0.cache.residency().book().closed(&part);
         }
         reply.ok();
@@ -440,11 +447,17 @@ impl Filesystem for Mounted {
             Ok(_) => FopenFlags::empty(),
             Err(errno) => return reply.error(errno),
         };
-        reply.opened(FileHandle(0), flags);
+        let handle = self.0.directories.open();
+        reply.opened(FileHandle(handle), flags);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = match self.0.node(ino).and_then(|node| self.0.entries(&node)) {
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.0.directories.close(handle.0);
+        reply.ok();
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.0.listed(ino, handle, offset) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),
         };
@@ -457,8 +470,8 @@ impl Filesystem for Mounted {
         reply.ok();
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let entries = match self.0.node(ino).and_then(|node| self.0.entries(&node)) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let entries = match self.0.listed(ino, handle, offset) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),
         };
@@ -511,8 +524,20 @@ impl Filesystem for Mounted {
 }
 
 impl Answers {
+    /// The entries that an open directory is read from: the same ones from its beginning to its end.
+    fn listed(&self, number: INodeNo, handle: FileHandle, offset: u64) -> Result<Arc<Entries>, Errno> {
+        if offset > 0
+            && let Some(entries) = self.directories.entries(handle.0)
+        {
+            return Ok(entries);
+        }
+        let entries = Arc::new(self.entries(&self.node(number)?)?);
+        self.directories.keep(handle.0, &entries);
+        Ok(entries)
+    }
+
     /// A directory with the two names that every directory has.
-    fn entries(&self, directory: &Node) -> Result<Vec<(Arc<str>, Node, Lasts)>, Errno> {
+    fn entries(&self, directory: &Node) -> Result<Entries, Errno> {
         let entries = self.tree.list(directory).map_err(|missing| match missing {
             Missing::Name(_) => Errno::ENOTDIR,
             other => errno(&other),

@@ -5,6 +5,7 @@
 
 mod backing;
 mod counts;
+mod directories;
 mod filesystem;
 pub mod links;
 mod node;
@@ -60,6 +61,8 @@ struct Now {
     live: Vec<Weak<Answers>>,
     current: Option<Arc<Answers>>,
     directory: Option<PathBuf>,
+    /// Whether this process mounted it.
+    own: bool,
 }
 
 #[derive(Debug)]
@@ -180,6 +183,7 @@ impl Mounts {
         answers.forget_opens();
         let session = session::own(Mounted(Arc::clone(&answers)), directory)?;
         self.serve(session, &answers, directory)?;
+        lock(&self.now).own = true;
         tracing::info!(directory = %directory.display(), "mounted");
         Ok(Unmount(directory.to_owned()))
     }
@@ -224,12 +228,15 @@ impl Mounts {
     /// How it is.
     pub fn status(&self) -> MountStatus {
         let now = lock(&self.now);
+        // Between two keepers there is none that anybody new could find.
+        let (kept, own) = (lock(&self.keeper).is_some(), now.own);
+        let is_held = kept || own;
         let passes = now.current.as_ref().is_some_and(|answers| answers.passes.load(Relaxed));
         MountStatus {
-            directory: now.directory.as_ref().map(|directory| directory.display().to_string()),
+            directory: now.directory.as_ref().filter(|_| is_held).map(|directory| directory.display().to_string()),
             sealed: if passes { "passthrough" } else { "cached" }.to_owned(),
             why_not: now.current.as_ref().and_then(|answers| lock(&answers.why_not).clone()),
-            kept: lock(&self.keeper).is_some(),
+            kept,
             opens_passed: self.counts.passed.load(Relaxed),
             opens_cached: self.counts.cached.load(Relaxed),
             opens_arriving: self.counts.arriving.load(Relaxed),

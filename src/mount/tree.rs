@@ -243,6 +243,14 @@ impl Tree {
         }
     }
 
+    /// The same, if it was read before: without waiting for the disk.
+    pub fn record_at_hand(&self, listing: Digest) -> Option<Arc<SourceRecord>> {
+        match lock(&self.models).get(&Key::Arriving(listing))?.as_ref() {
+            Model::Arriving { record, .. } => Some(Arc::clone(record)),
+            Model::Whole(_) => None,
+        }
+    }
+
     /// What the readers of a listing wait for.
     ///
     /// # Errors
