@@ -266,17 +266,20 @@ impl Cache {
                 Ok(Err(error)) => return Err(error.into()),
                 Err(panic) => return Err(ReadError::Lost(panic.to_string())),
             }
-            let (_want, coming) = waiting.get_or_insert_with(|| {
+            let Some((want, coming)) = &mut waiting else {
                 let want = arrival.want(offset..offset + len as u64);
                 let mut coming = self.coming(listing, record);
                 coming.mark_unchanged();
-                (want, coming)
-            });
+                waiting = Some((want, coming));
+                // The bytes may have come between the look and the wish.
+                continue;
+            };
             let state = coming.borrow().clone();
             if let State::Lost(why) = state {
                 return Err(ReadError::Lost(why));
             }
             tokio::select! {
+                () = want.arrived() => {}
                 changed = news.changed() => if changed.is_err() { return Err(ReadError::Lost("its transfer is gone".into())) },
                 changed = coming.changed() => if changed.is_err() {
                     waiting = None;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::domain::{ChunkIndex, Grid};
 use crate::store::{self, Left, ObjectId, Partial, Store};
@@ -53,6 +53,15 @@ struct State {
     bytes: Bytes,
     /// How many wait for each chunk.
     wanted: BTreeMap<ChunkIndex, u32>,
+    waiting: HashMap<u64, Waiting>,
+    next: u64,
+}
+
+/// Somebody who waits, and for which bytes.
+#[derive(Debug)]
+struct Waiting {
+    range: Range<u64>,
+    arrived: Arc<Notify>,
 }
 
 /// Where the bytes are, as far as they are here.
@@ -152,7 +161,8 @@ impl Arrival {
         }
     }
 
-    /// Hears of every step: subscribe, look, then wait.
+    /// Hears of changes of the whole: somebody fills it now, it is complete, it was discarded.
+    /// Subscribe, look, then wait. Of single bytes a [`Want`] hears.
     #[must_use]
     pub fn news(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
@@ -168,15 +178,29 @@ impl Arrival {
         } else {
             0..0
         };
-        {
+        let arrived = Arc::new(Notify::new());
+        let id = {
             let mut state = lock(&self.state);
             for chunk in chunks.clone() {
                 *state.wanted.entry(ChunkIndex(chunk)).or_default() += 1;
             }
+            state.next += 1;
+            let id = state.next;
+            state.waiting.insert(id, Waiting { range, arrived: Arc::clone(&arrived) });
             self.waits.store(count_of(&state), Relaxed);
-        }
+            id
+        };
         self.arrivals.calls.send_modify(|calls| *calls += 1);
-        Want { arrival: Arc::clone(self), chunks }
+        Want { arrival: Arc::clone(self), id, chunks, arrived }
+    }
+
+    /// Some bytes were written and recorded: wakes those who waited for them, and nobody else. With
+    /// hundreds of readers most of them wait for something else.
+    pub(super) fn recorded(&self, partial: &Partial) {
+        if self.waits.load(Relaxed) > 0 {
+            let state = lock(&self.state);
+            state.waiting.values().filter(|one| partial.has(&one.range)).for_each(|one| one.arrived.notify_one());
+        }
     }
 
     /// Whether somebody waits for the chunk that holds this byte.
@@ -207,7 +231,16 @@ impl Arrival {
 #[derive(Debug)]
 pub struct Want {
     arrival: Arc<Arrival>,
+    id: u64,
     chunks: Range<u32>,
+    arrived: Arc<Notify>,
+}
+
+impl Want {
+    /// Waits until its bytes were recorded after it was made, or last waited.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
 }
 
 impl Drop for Want {
@@ -221,10 +254,63 @@ impl Drop for Want {
                 }
             }
         }
+        state.waiting.remove(&self.id);
         self.arrival.waits.store(count_of(&state), Relaxed);
     }
 }
 
 fn count_of(state: &State) -> u32 {
     u32::try_from(state.wanted.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Version;
+    use crate::store::ChunkRecord;
+    use futures::FutureExt as _;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn who_waits_is_woken_by_its_own_bytes_and_says_so_until_it_goes() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(directory.path()).expect("a store");
+        let id =
+            ObjectId { origin: "o".into(), uri: "s3://b/k".into(), version: Version::Generation(1), size: 4 * MIB };
+        let arrivals = Arc::new(Arrivals::default());
+        let calls = arrivals.calls();
+        let arrival = arrivals.of(&id);
+        assert!(Arc::ptr_eq(&arrival, &arrivals.of(&id)), "one for all");
+        let (near, far) = (arrival.want(10..20), arrival.want(2 * MIB..3 * MIB + 1));
+        assert!(calls.has_changed().expect("a sender"));
+        assert_eq!(arrivals.wanted(), [(id.clone(), vec![ChunkIndex(0), ChunkIndex(2), ChunkIndex(3)])]);
+        let partial = Arc::new(store.partial(id.clone(), None).expect("a partial"));
+        arrival.opened(&partial);
+        let mut buffer = vec![0; 10];
+        assert!(!arrival.read(&store, 10, &mut buffer).expect("a read"));
+        let write = |chunk: u32| {
+            partial.write_at(u64::from(chunk) * MIB, &[vec![chunk as u8 + 1; MIB as usize].into()]).expect("written");
+            partial.record(&[(ChunkIndex(chunk), ChunkRecord::default())], None).expect("recorded");
+            arrival.recorded(&partial);
+        };
+        let woken = |want: &Want| want.arrived().now_or_never().is_some();
+        assert!(!woken(&near) && !woken(&far));
+        write(2);
+        assert!(!woken(&near) && !woken(&far), "half of it is not enough");
+        write(0);
+        assert!(woken(&near) && !woken(&far));
+        assert!(arrival.read(&store, 10, &mut buffer).expect("a read") && buffer == [1; 10]);
+        write(3);
+        assert!(woken(&far));
+        drop((near, far));
+        assert_eq!(arrivals.wanted(), []);
+        // What an earlier process left can be read before anybody goes on with it.
+        drop((arrival, partial));
+        let again = arrivals.of(&id);
+        assert!(again.read(&store, 3 * MIB, &mut buffer).expect("a read") && buffer == [4; 10]);
+        assert!(!again.read(&store, 2 * MIB - 1, &mut buffer).expect("a read"));
+        again.discarded();
+        assert!(!again.read(&store, 10, &mut buffer).expect("a read"), "nobody believes it any more");
+    }
 }

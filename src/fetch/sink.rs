@@ -127,7 +127,7 @@ impl PartSink {
         let len = self.position - start;
         self.file.partial.write_at(start, slices)?;
         let complete = self.file.partial.record(&whole, self.begun())?;
-        self.file.arrival.tell();
+        self.file.arrival.recorded(&self.file.partial);
         self.file.check.follow(&self.file.partial)?;
         self.total.moved(len);
         self.file.progress.add(len);

@@ -282,25 +282,21 @@ impl Partial {
         self.bytes.read_exact_at(buffer, offset).at("read", self.layout.partial_bytes(&self.file_id))
     }
 
+    /// Whether all bytes of a range are there.
+    #[must_use]
+    pub fn has(&self, range: &Range<u64>) -> bool {
+        self.state().here.has(range)
+    }
+
     /// Reads bytes if all of them are there; false, and nothing read, when some are missing.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn read_if_there(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, Error> {
-        if !self.state().here.has(&(offset..offset + buffer.len() as u64)) {
+        if !self.has(&(offset..offset + buffer.len() as u64)) {
             return Ok(false);
         }
         self.read_at(offset, buffer).map(|()| true)
-    }
-
-    /// The chunks of a byte range that are not whole.
-    #[must_use]
-    pub fn missing_in(&self, range: &Range<u64>) -> Vec<ChunkIndex> {
-        let state = self.state();
-        let end = range.end.min(self.grid.size());
-        let chunks =
-            if range.start < end { self.grid.chunk_at(range.start).0..self.grid.chunk_at(end - 1).0 + 1 } else { 0..0 };
-        chunks.map(ChunkIndex).filter(|&index| !state.here.present.contains(index)).collect()
     }
 
     /// Records that the bytes of whole chunks, and of the beginning of one more, are written, and
