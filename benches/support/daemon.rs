@@ -27,6 +27,13 @@ impl Daemon {
         Self { directory: directory.to_owned(), environment, child: None }
     }
 
+    /// Adds a line to its settings, before it starts.
+    pub fn set(&self, line: &str) {
+        let path = self.directory.join("larder.toml");
+        let settings = std::fs::read_to_string(&path).expect("settings");
+        std::fs::write(path, format!("{settings}{line}\n")).expect("settings");
+    }
+
     pub fn store(&self) -> PathBuf {
         self.directory.join("store")
     }
@@ -62,6 +69,23 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(&mut self) {
+        if let Some(child) = &self.child
+            && let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let told = Instant::now();
+            while told.elapsed() < Duration::from_secs(20) {
+                if self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        self.kill();
     }
 
     /// SIGKILL.

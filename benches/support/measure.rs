@@ -23,9 +23,6 @@ pub fn run(command: &mut Command) -> Cost {
     let (status, usage) = wait4(&child);
     let wall = started.elapsed();
     assert!(status == 0, "{command:?} ended with wait status {status}");
-    let time = |t: libc::timeval| {
-        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
-    };
     // ru_maxrss is in KiB on Linux (getrusage(2)).
     let rss = Some(usage.ru_maxrss.unsigned_abs() * 1024).filter(|rss| *rss > own);
     Cost { wall, cpu: time(usage.ru_utime) + time(usage.ru_stime), rss }
@@ -52,6 +49,29 @@ fn wait4(child: &Child) -> (i32, libc::rusage) {
     (status, usage)
 }
 
+/// This process's user and system time so far.
+#[expect(unsafe_code, reason = "neither std nor rustix has getrusage")]
+pub fn own_cpu() -> Duration {
+    // SAFETY: rusage is plain data, valid when zeroed, and lives through the call.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0);
+        usage
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+fn time(t: libc::timeval) -> Duration {
+    Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_micros(t.tv_usec.unsigned_abs())
+}
+
+/// The middle of some values.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
+}
+
 /// Costs of one side over the rounds.
 #[derive(Debug)]
 pub struct Side {
@@ -66,10 +86,7 @@ impl Side {
     }
 
     fn median(&self, of: impl Fn(&Cost) -> f64) -> f64 {
-        let mut values: Vec<f64> = self.costs.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
+        median(self.costs.iter().map(of).collect())
     }
 
     pub fn cpu_per_gib(&self) -> f64 {

@@ -8,6 +8,7 @@
 pub mod daemon;
 pub mod measure;
 pub mod minimal;
+pub mod reader;
 
 use std::path::{Path, PathBuf};
 

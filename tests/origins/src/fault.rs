@@ -1,8 +1,9 @@
 //! What an origin does wrong, once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::http::{Answer, Way};
+use crate::http::{Answer, Link, Way};
 
 /// One misbehaviour, applied to one answer.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub enum Fault {
     Late(Duration),
     /// That many bytes per second.
     Slow(u64),
+    /// No faster than a link that others share.
+    Shared(Arc<Link>),
     /// 206 with the `Content-Range` of another range.
     OtherRange,
     /// The right head and bytes from elsewhere in the object.
@@ -67,6 +70,7 @@ impl Fault {
             Self::Truncate(at) => answer.way = Way::End(*at),
             Self::Stall(at) => answer.way = Way::Stall(*at),
             Self::Slow(rate) => answer.way = Way::Slow(*rate),
+            Self::Shared(link) => answer.link = Some(Arc::clone(link)),
             Self::Late(delay) => answer.delay = *delay,
             Self::Flip(at) => answer.flip = Some(*at),
             Self::OtherRange => {

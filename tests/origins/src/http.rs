@@ -3,8 +3,8 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 const HEAD_LEN_MAX: u64 = 64 << 10;
 const BODY_LEN_MAX: usize = 1 << 20;
 const WRITE_LEN: usize = 256 << 10;
+/// Bytes that one answer has a shared link for.
+const LINK_LEN: usize = 64 << 10;
+const LINK_LATE_MAX: Duration = Duration::from_millis(20);
 
 /// One request.
 #[derive(Debug, Clone)]
@@ -60,6 +63,34 @@ pub enum Way {
     Slow(u64),
 }
 
+/// A link of a limited rate that all answers which are given it share, first come, first served.
+#[derive(Debug)]
+pub struct Link {
+    per_second: u64,
+    free_at: Mutex<Instant>,
+}
+
+impl Link {
+    /// One that carries that many bytes per second.
+    #[must_use]
+    pub fn new(per_second: u64) -> Self {
+        Self { per_second, free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits for as long as these bytes take after those that are on their way.
+    fn carry(&self, bytes: u64) {
+        let done_at = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let takes = Duration::from_micros(bytes * 1_000_000 / self.per_second.max(1));
+            // Whoever woke up late is not slower for it.
+            let earliest = Instant::now().checked_sub(LINK_LATE_MAX).unwrap_or(*free_at);
+            *free_at = (*free_at).max(earliest) + takes;
+            *free_at
+        };
+        thread::sleep(done_at.saturating_duration_since(Instant::now()));
+    }
+}
+
 /// One answer.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
@@ -71,6 +102,8 @@ pub struct Answer {
     /// Before the head is sent.
     pub delay: Duration,
     pub way: Way,
+    /// What its bytes are carried by.
+    pub link: Option<Arc<Link>>,
     /// Index into the sent bytes of one bit to flip.
     pub flip: Option<u64>,
 }
@@ -260,9 +293,13 @@ fn write_answer(
     while done < until {
         let step = match answer.way {
             Way::Slow(rate) => usize::try_from(rate / 50).unwrap_or(1).clamp(1, WRITE_LEN),
+            _ if answer.link.is_some() => LINK_LEN,
             _ => WRITE_LEN,
         };
         let (from, to) = (usize_of(done), usize_of(until).min(usize_of(done) + step));
+        if let Some(link) = &answer.link {
+            link.carry((to - from) as u64);
+        }
         match answer.flip.map(usize_of) {
             Some(at) if (from..to).contains(&at) => {
                 let mut wrong = body[from..to].to_vec();

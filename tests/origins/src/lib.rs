@@ -23,7 +23,7 @@ mod s3_server;
 
 pub use bucket::{Bucket, Checksums, Stored};
 pub use fault::Fault;
-pub use http::{Answer, Request};
+pub use http::{Answer, Link, Request};
 pub use issuer::Issuer;
 pub use model::{Noise, SampleModel, safetensors};
 pub use origin::{Front, Origin, Seen};
