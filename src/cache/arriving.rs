@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, watch};
 use super::ensure::{LeaseWish, Wish};
 use super::{Cache, blocking};
 use crate::domain::{Digest, Source};
-use crate::fetch::Selection;
+use crate::fetch::{Selection, TakeBack};
 use crate::report::{Exit, Failure};
 use crate::store::{self, ObjectId, SourceRecord};
 
@@ -93,6 +93,12 @@ impl Cache {
         self.engine.arrivals().discards()
     }
 
+    /// Lets no read of an object wait, while what readers were given of it is taken back.
+    #[must_use]
+    pub fn take_back(&self, object: &ObjectId) -> TakeBack {
+        self.engine.arrivals().of(object).take_back()
+    }
+
     /// Keeps a listing coming from now on.
     pub(super) fn keep_coming(self: &Arc<Self>, record: &Arc<SourceRecord>) {
         drop(self.coming(record.listing(), record));
@@ -170,6 +176,7 @@ impl Cache {
                     one.state.send_replace(State::Lost(failure.message));
                     break;
                 }
+                Err(_) if self.stopping.load(std::sync::atomic::Ordering::Relaxed) => break,
                 Err(failure) => {
                     tracing::warn!(source = %record.source, error = %failure.message, "readers wait for a model, and its pull failed: it is tried again");
                     one.state.send_replace(State::Waiting(failure.message));
@@ -248,6 +255,9 @@ impl Cache {
         let mut waiting = None;
         loop {
             news.mark_unchanged();
+            if arrival.is_taken_back() {
+                return Err(ReadError::Lost("what had arrived was wrong, and is fetched again".into()));
+            }
             let (cache, looked, id) = (Arc::clone(self), Arc::clone(&arrival), file.clone());
             let read = tokio::task::spawn_blocking(move || {
                 let mut buffer = vec![0; len];

@@ -275,7 +275,9 @@ impl Book {
         listing: &Digest,
         model: Digest,
     ) -> Result<(), Refused> {
-        let waiting = self.leases.values().filter(|lease| lease.digest == *listing);
+        // Who has gone meanwhile would not be seen again, and a lease of somebody never seen lasts for a day.
+        let is_there = |lease: &&Lease| !lease.seen || lease.owner.life(kubelet) == Life::Alive;
+        let waiting = self.leases.values().filter(|lease| lease.digest == *listing).filter(is_there);
         let owners: Vec<Owner> = waiting.map(|lease| lease.owner.clone()).collect();
         owners.into_iter().try_for_each(|owner| self.lease(store, kubelet, owner, model).map(drop))
     }

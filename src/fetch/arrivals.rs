@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, broadcast, watch};
@@ -45,6 +45,8 @@ pub struct Arrival {
     state: Mutex<State>,
     /// Chunks that are waited for: looked at for every slice that comes, so without the lock.
     waits: AtomicU32,
+    /// Whether readers are being told that what they were given was wrong.
+    taken_back: AtomicBool,
     news: watch::Sender<u64>,
 }
 
@@ -91,6 +93,7 @@ impl Arrivals {
             id: id.clone(),
             state: Mutex::default(),
             waits: AtomicU32::new(0),
+            taken_back: AtomicBool::new(false),
             news: watch::Sender::new(0),
         });
         known.insert(id.clone(), Arc::downgrade(&arrival));
@@ -203,6 +206,21 @@ impl Arrival {
         }
     }
 
+    /// Lets no read wait until the value is dropped: each of them keeps a page of the kernel's
+    /// locked, and whoever takes wrong bytes out of the kernel waits for those pages.
+    #[must_use]
+    pub fn take_back(self: &Arc<Self>) -> TakeBack {
+        self.taken_back.store(true, Relaxed);
+        self.tell();
+        TakeBack(Arc::clone(self))
+    }
+
+    /// Whether reads must not wait.
+    #[must_use]
+    pub fn is_taken_back(&self) -> bool {
+        self.taken_back.load(Relaxed)
+    }
+
     /// Whether somebody waits for the chunk that holds this byte.
     pub(super) fn is_wanted_at(&self, grid: &Grid, offset: u64) -> bool {
         self.waits.load(Relaxed) > 0 && lock(&self.state).wanted.contains_key(&grid.chunk_at(offset))
@@ -219,11 +237,26 @@ impl Arrival {
         self.tell();
     }
 
+    /// What was here goes, and is right all the same.
+    pub(super) fn abandoned(&self) {
+        lock(&self.state).bytes = Bytes::None;
+    }
+
     /// What was here is not what it should be.
     pub(super) fn discarded(&self) {
-        lock(&self.state).bytes = Bytes::None;
+        self.abandoned();
         // Nobody may be listening.
         let _ = self.arrivals.discards.send(self.id.clone());
+    }
+}
+
+/// Wrong bytes are being taken out of the kernel.
+#[derive(Debug)]
+pub struct TakeBack(Arc<Arrival>);
+
+impl Drop for TakeBack {
+    fn drop(&mut self) {
+        self.0.taken_back.store(false, Relaxed);
     }
 }
 

@@ -24,7 +24,7 @@ mod span;
 mod transfer;
 mod worker;
 
-pub use arrivals::{Arrival, Arrivals, Want};
+pub use arrivals::{Arrival, Arrivals, TakeBack, Want};
 pub use cancel::Cancel;
 pub use engine::Engine;
 pub use error::Error;

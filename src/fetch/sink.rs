@@ -39,7 +39,16 @@ pub struct PartSink {
 }
 
 impl FileSink {
-    /// Forgets everything that was written, also for those who read it.
+    /// Forgets a version that nobody will ask for again. What was read of it stays as it was.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn abandon(&self) -> Result<(), store::Error> {
+        self.arrival.abandoned();
+        self.partial.discard()
+    }
+
+    /// Forgets everything that was written, because it is wrong, also for those who read it.
     ///
     /// # Errors
     /// [`store::Error::Io`].

@@ -406,7 +406,7 @@ impl<'a> Transfer<'a> {
         }
         self.queue.drop_file(at);
         // Nobody will ask for that version again.
-        if let Some(Err(error)) = self.sinks[at].as_ref().map(|sink| sink.discard()) {
+        if let Some(Err(error)) = self.sinks[at].as_ref().map(|sink| sink.abandon()) {
             tracing::debug!(%error, "a partial of an old version stays until it expires");
         }
         self.close(at);

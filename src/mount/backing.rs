@@ -19,8 +19,8 @@ pub enum Backing {
     Own(Mutex<HashMap<u64, Arc<BackingId>>>),
     /// The keeper, for us.
     Kept {
-        /// The connection to it.
-        keeper: Arc<Keeper>,
+        /// The connection to it, the newest one.
+        keeper: Mutex<Arc<Keeper>>,
         /// What it said.
         known: Mutex<HashMap<u64, u32>>,
     },
@@ -45,7 +45,14 @@ impl Backing {
 
     /// Ids that the keeper holds.
     pub fn kept(keeper: Arc<Keeper>) -> Self {
-        Self::Kept { keeper, known: Mutex::default() }
+        Self::Kept { keeper: Mutex::new(keeper), known: Mutex::default() }
+    }
+
+    /// Another connection to the same keeper takes the place of one that is over.
+    pub fn follow(&self, newest: Arc<Keeper>) {
+        if let Self::Kept { keeper, .. } = self {
+            *lock(keeper) = newest;
+        }
     }
 
     /// The id of an inode; where it has none, `open` brings its file and it gets one.
@@ -67,6 +74,7 @@ impl Backing {
                 if let Some(id) = lock(known).get(&number) {
                     return Ok(Backed::Kept(*id));
                 }
+                let keeper = Arc::clone(&lock(keeper));
                 let id = keeper.back(number, open()?.as_fd())?;
                 lock(known).insert(number, id);
                 Ok(Backed::Kept(id))
@@ -80,6 +88,7 @@ impl Backing {
             Self::Own(ids) => drop(lock(ids).remove(&number)),
             Self::Kept { keeper, known } => {
                 lock(known).remove(&number);
+                let keeper = Arc::clone(&lock(keeper));
                 if let Err(error) = keeper.unback(number) {
                     tracing::warn!(%error, "the keeper keeps the space of a file that is gone, until it is asked again");
                 }
@@ -95,6 +104,7 @@ impl Backing {
         match self {
             Self::Own(ids) => Ok(lock(ids).keys().copied().collect()),
             Self::Kept { keeper, .. } => {
+                let keeper = Arc::clone(&lock(keeper));
                 let mut all: Vec<u64> = Vec::new();
                 loop {
                     let more = keeper.keys(all.last().copied())?;

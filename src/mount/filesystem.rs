@@ -211,6 +211,24 @@ impl Answers {
         reply.data(bytes);
     }
 
+    /// Whether an inode has a backing id: then whoever has it open is passed through.
+    fn is_backed(&self, sealed: &Sealed, number: INodeNo) -> bool {
+        lock(&self.numbers).get(&sealed.digest).is_some_and(|numbers| numbers.contains(&number.0))
+    }
+
+    /// Of a file that is passed through the kernel asks here only when somebody advises to read
+    /// ahead (`posix_fadvise(2)`): what came back would be copied into pages that nobody reads. So the
+    /// blob itself is read ahead, which is what was meant. Those pages stay until memory is wanted:
+    /// to take them away would be to wait for the kernel, where not even SIGKILL ends a wait.
+    fn read_ahead(&self, sealed: &Sealed, offset: u64, len: usize, reply: ReplyData) {
+        if let Ok((file, _)) = self.cache.store().view().open_blob(&sealed.digest) {
+            let _ =
+                rustix::fs::fadvise(&file, offset, std::num::NonZeroU64::new(len as u64), rustix::fs::Advice::WillNeed);
+        }
+        // Nobody hears of it: an advice has no result.
+        reply.error(Errno::EAGAIN);
+    }
+
     async fn read_partial(self: Arc<Self>, node: Node, offset: u64, len: usize, reply: ReplyData) {
         let Node::Partial { listing, file } = node else { return reply.error(Errno::EIO) };
         let deadline = Instant::now() + self.patience;
@@ -244,18 +262,8 @@ impl Answers {
         }
     }
 
-    /// The model is not what the kernel remembers of it. Waits for the kernel: never from an answer.
-    pub fn forget_model(&self, model: &Digest) {
-        self.tree.forget(model);
-        if let Some(notifier) = self.notifier.get() {
-            let name = model.to_string();
-            if let Err(error) = notifier.inval_entry(INodeNo::ROOT, OsStr::new(&name)) {
-                tracing::debug!(%error, model = %model.short(), "the kernel does not forget a model");
-            }
-        }
-    }
-
-    /// What readers were given of a file that is arriving was wrong. Waits for the kernel.
+    /// What readers were given of a file that is arriving was wrong. Waits for the kernel, which
+    /// waits for reads of that file: none of them may wait for us meanwhile.
     pub fn forget_bytes(&self, file: crate::store::ObjectId) {
         let node = Node::Partial { listing: Digest::of(b""), file: Arc::new(file) };
         if let Some(notifier) = self.notifier.get()
@@ -272,9 +280,13 @@ impl Answers {
             Err(error) => return tracing::warn!(%error, "the keeper does not say which files it holds"),
         };
         self.backed.store(!numbers.is_empty(), Relaxed);
+        let view = self.cache.store().view();
+        let is_here = |sealed: &Sealed| {
+            view.blob_metadata(&sealed.digest).is_ok_and(|m| Sealed::new(sealed.digest, &m) == *sealed)
+        };
         for number in numbers {
             match self.tree.node(number) {
-                Some(Node::Sealed(sealed)) => {
+                Some(Node::Sealed(sealed)) if is_here(&sealed) => {
                     lock(&self.numbers).entry(sealed.digest).or_default().insert(number);
                 }
                 _ => self.backing.drop_id(number),
@@ -403,6 +415,9 @@ impl Filesystem for Mounted {
         }
         let answers = Arc::clone(&self.0);
         match node {
+            Node::Sealed(sealed) if self.0.is_backed(&sealed, ino) => {
+                self.0.runtime.spawn_blocking(move || answers.read_ahead(&sealed, offset, len, reply));
+            }
             Node::Sealed(sealed) => {
                 self.0.runtime.spawn(answers.read_sealed(sealed, handle.0, offset, len, reply));
             }

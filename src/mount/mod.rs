@@ -15,18 +15,19 @@ mod tree;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::cache::{Cache, MountStatus};
 use crate::domain::Digest;
-use crate::store::Observer;
+use crate::store::{ObjectId, Observer};
 use backing::Backing;
 pub use counts::Counts;
 use filesystem::{Answers, Mounted};
 use fuser::Session;
 use larder_keeper::{Hello, Keeper};
 use opens::Opens;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 /// Where the mount comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +42,6 @@ pub enum Place {
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
 /// How often an absent keeper is tried again, and a present one looked after.
 const KEEPER_INTERVAL: Duration = Duration::from_millis(250);
-/// What the kernel is to forget, waiting to be told.
-const FORGETS_MAX: usize = 4096;
 
 /// All mounts of a process: one, and those before it that somebody still reads from.
 #[derive(Debug)]
@@ -52,7 +51,6 @@ pub struct Mounts {
     runtime: tokio::runtime::Handle,
     patience: Duration,
     now: Mutex<Now>,
-    forgets: mpsc::SyncSender<Forget>,
     keeper: Mutex<Option<Arc<Keeper>>>,
 }
 
@@ -61,18 +59,31 @@ struct Now {
     live: Vec<Weak<Answers>>,
     current: Option<Arc<Answers>>,
     directory: Option<PathBuf>,
+    /// Which of the keepers' mounts it is.
+    epoch: Option<u64>,
     /// Whether this process mounted it.
     own: bool,
 }
 
-#[derive(Debug)]
-enum Forget {
-    Model(Digest),
-    Bytes(crate::store::ObjectId),
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes what turns out to be wrong out of the kernel, for as long as there are mounts.
+fn forget(mut discards: broadcast::Receiver<ObjectId>, of: &Weak<Mounts>) {
+    loop {
+        match discards.blocking_recv() {
+            Ok(object) => {
+                let Some(mounts) = of.upgrade() else { return };
+                let _taken_back = mounts.cache.take_back(&object);
+                mounts.live().iter().for_each(|answers| answers.forget_bytes(object.clone()));
+            }
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "the kernel may remember wrong bytes of files that are fetched again");
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
 }
 
 impl Mounts {
@@ -81,39 +92,19 @@ impl Mounts {
     /// # Errors
     /// When no thread can be started.
     pub fn new(cache: &Arc<Cache>, runtime: tokio::runtime::Handle, patience: Duration) -> std::io::Result<Arc<Self>> {
-        let (forgets, waiting) = mpsc::sync_channel(FORGETS_MAX);
         let mounts = Arc::new(Self {
             cache: Arc::clone(cache),
             counts: Arc::default(),
             runtime,
             patience,
             now: Mutex::default(),
-            forgets,
             keeper: Mutex::default(),
         });
-        // The kernel waits for look-ups that are under way before it forgets: in a thread of its own.
-        let of = Arc::downgrade(&mounts);
-        std::thread::Builder::new().name("mount-forget".into()).spawn(move || {
-            while let Ok(forget) = waiting.recv() {
-                let Some(mounts) = of.upgrade() else { return };
-                for answers in mounts.live() {
-                    match &forget {
-                        Forget::Model(digest) => answers.forget_model(digest),
-                        Forget::Bytes(object) => answers.forget_bytes(object.clone()),
-                    }
-                }
-            }
-        })?;
         let of = Arc::downgrade(&mounts);
         cache.expect_mount(Box::new(move || of.upgrade().map(|mounts| mounts.status()).unwrap_or_default()));
         cache.store().observe(Arc::clone(&mounts) as Arc<dyn Observer>);
-        let (mut discards, of) = (cache.discards(), Arc::downgrade(&mounts));
-        mounts.runtime.spawn(async move {
-            while let Ok(object) = discards.recv().await {
-                let Some(mounts) = of.upgrade() else { return };
-                let _ = mounts.forgets.try_send(Forget::Bytes(object));
-            }
-        });
+        let (discards, of) = (cache.discards(), Arc::downgrade(&mounts));
+        std::thread::Builder::new().name("mount-forget".into()).spawn(move || forget(discards, &of))?;
         Ok(mounts)
     }
 
@@ -136,22 +127,23 @@ impl Mounts {
         Ok(Arc::new(Answers::new(cache, Opens::open(&table)?, backing, counts, runtime, self.patience)))
     }
 
-    /// Serves a session in the background; the receiver hears when it has ended.
+    /// Serves a session in the background.
     fn serve(
         self: &Arc<Self>,
         session: Session<Mounted>,
         answers: &Arc<Answers>,
         directory: &Path,
-    ) -> std::io::Result<mpsc::Receiver<()>> {
+        epoch: Option<u64>,
+    ) -> std::io::Result<()> {
         let _ = answers.notifier.set(session.notifier());
         {
             let mut now = lock(&self.now);
             now.live.push(Arc::downgrade(answers));
             now.current = Some(Arc::clone(answers));
             now.directory = Some(directory.to_owned());
+            now.epoch = epoch;
         }
         self.cache.set_mount(directory.to_owned());
-        let (ended, ends) = mpsc::channel();
         let mounts = Arc::clone(self);
         let of = Arc::downgrade(answers);
         std::thread::Builder::new().name("mount".into()).spawn(move || {
@@ -164,13 +156,11 @@ impl Mounts {
             }
             let mut now = lock(&mounts.now);
             if now.current.as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(current), of.as_ptr())) {
-                (now.current, now.directory) = (None, None);
+                (now.current, now.directory, now.epoch) = (None, None, None);
             }
-            drop(now);
-            let _ = ended.send(());
         })?;
         answers.drop_stale_ids();
-        Ok(ends)
+        Ok(())
     }
 
     /// Mounts at a directory. The mount ends with this process.
@@ -182,7 +172,7 @@ impl Mounts {
         // Nobody can have anything open from an earlier life: that mount is gone.
         answers.forget_opens();
         let session = session::own(Mounted(Arc::clone(&answers)), directory)?;
-        self.serve(session, &answers, directory)?;
+        self.serve(session, &answers, directory, None)?;
         lock(&self.now).own = true;
         tracing::info!(directory = %directory.display(), "mounted");
         Ok(Unmount(directory.to_owned()))
@@ -211,13 +201,27 @@ impl Mounts {
     }
 
     fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, hello: &Hello) -> std::io::Result<()> {
-        let answers = self.answers(&format!("{:016x}", hello.epoch), Backing::kept(Arc::clone(keeper)))?;
-        let session = session::resume(Mounted(Arc::clone(&answers)), hello)?;
-        let ends = self.serve(session, &answers, &hello.mount)?;
+        let known = {
+            let now = lock(&self.now);
+            now.current.clone().filter(|_| now.epoch == Some(hello.epoch))
+        };
+        let answers = if let Some(answers) = known {
+            // It is the mount that is served already: only the connection to the keeper was lost.
+            // A second session beside the first would count every open again.
+            answers.backing.follow(Arc::clone(keeper));
+            answers.drop_stale_ids();
+            answers
+        } else {
+            let answers = self.answers(&format!("{:016x}", hello.epoch), Backing::kept(Arc::clone(keeper)))?;
+            let session = session::resume(Mounted(Arc::clone(&answers)), hello)?;
+            self.serve(session, &answers, &hello.mount, Some(hello.epoch))?;
+            answers
+        };
         *lock(&self.keeper) = Some(Arc::clone(keeper));
         tracing::info!(directory = %hello.mount.display(), keeper = hello.keeper_version, "serving the keeper's mount");
+        let is_served = || lock(&self.now).current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &answers));
         // Without its keeper the mount works on for those who have it; the next keeper makes another.
-        while ends.try_recv() == Err(mpsc::TryRecvError::Empty) && !keeper.closed() {
+        while is_served() && !keeper.closed() {
             std::thread::sleep(KEEPER_INTERVAL);
         }
         *lock(&self.keeper) = None;
@@ -264,10 +268,6 @@ impl Observer for Mounts {
     }
 
     fn model_went(&self, digest: &Digest) {
-        // At once, so that nobody finds it; the kernel is told by a thread that may wait for it.
         self.live().iter().for_each(|answers| answers.tree.forget(digest));
-        if self.forgets.try_send(Forget::Model(*digest)).is_err() {
-            tracing::debug!(model = %digest.short(), "the kernel finds out by itself that a model is gone");
-        }
     }
 }

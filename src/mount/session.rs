@@ -27,6 +27,7 @@ fn config(acl: SessionACL) -> Config {
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoExec,
+        MountOption::NoAtime,
         MountOption::DefaultPermissions,
         MountOption::CUSTOM("max_read=1048576".into()),
     ];

@@ -28,9 +28,11 @@ const WALK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the kernel may remember a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lasts {
-    /// As long as it likes: it is told when it goes.
+    /// As long as it likes: it is part of what never changes.
     Forever,
-    /// A moment: it may lead elsewhere soon.
+    /// A moment: it may lead elsewhere soon, or be gone. The kernel is not told of that: it would
+    /// wait for look-ups that only this process can answer, and a process that waits like this
+    /// cannot even be killed (`fuse_reverse_inval_entry` in `fs/fuse/dir.c`).
     Moment,
 }
 
@@ -151,7 +153,7 @@ impl Tree {
                 name => {
                     let key = Key::Whole(name.parse().map_err(|_| nothing())?);
                     self.model(key).map_err(absent)?;
-                    entry(Node::Directory { key, path: "".into() }, Lasts::Forever)
+                    entry(Node::Directory { key, path: "".into() }, Lasts::Moment)
                 }
             },
             Node::Arriving => {
@@ -201,7 +203,7 @@ impl Tree {
                 let digests: std::collections::BTreeSet<Digest> = manifests.collect();
                 entries.extend(digests.into_iter().filter(|digest| view.tree(digest).is_dir()).map(|digest| {
                     let node = Node::Directory { key: Key::Whole(digest), path: "".into() };
-                    Entry { name: digest.to_string().into(), node, lasts: Lasts::Forever }
+                    Entry { name: digest.to_string().into(), node, lasts: Lasts::Moment }
                 }));
                 Ok(entries)
             }

@@ -62,6 +62,12 @@ pub(super) fn find(layout: &Layout, digest: &Digest) -> Option<PathBuf> {
     [layout.fresh_blob(digest), layout.blob(digest)].into_iter().find(|path| path.is_file())
 }
 
+/// What the disk says of a blob, in one look at each of its two places.
+pub(super) fn metadata(layout: &Layout, digest: &Digest) -> Option<std::fs::Metadata> {
+    let at = |path: PathBuf| path.metadata().ok().filter(std::fs::Metadata::is_file);
+    at(layout.fresh_blob(digest)).or_else(|| at(layout.blob(digest)))
+}
+
 /// Does something with a blob's path, once more where the blob was settled meanwhile.
 ///
 /// # Errors

@@ -129,9 +129,9 @@ impl View {
     /// was fetched later; hard links do not move it.
     ///
     /// # Errors
-    /// [`Error::Absent`]; [`Error::Io`].
+    /// [`Error::Absent`].
     pub fn blob_metadata(&self, digest: &Digest) -> Result<Metadata, Error> {
-        sealed::with_path(&self.layout, digest, digest, |path| path.metadata().at("look at", path))
+        sealed::metadata(&self.layout, digest).ok_or_else(|| Error::Absent(format!("blob {digest}")))
     }
 
     /// A manifest, proven by its digest.

@@ -14,27 +14,27 @@ use serde_json::{Value, json};
 use crate::node::{Node, http, quoted};
 use crate::support::skipped;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 /// What is written beside blobs: manifests, source documents, journals, and the file system's own.
-const SMALL_CHANGE: u64 = 3 * MIB;
+pub const SMALL_CHANGE: u64 = 3 * MIB;
 
 /// Which file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Tmpfs,
     /// On a file, by way of a loop device.
     Ext4,
 }
 
 /// A mounted file system, unmounted with the value.
-struct SmallDisk {
+pub struct SmallDisk {
     at: PathBuf,
 }
 
 impl SmallDisk {
     /// Mounts an empty one below the node's directory, and puts the store on it. Nothing, with a
     /// printed reason, where this machine cannot.
-    fn of(node: &mut Node, kind: Kind, mebibytes: u64, test: &str) -> Option<Self> {
+    pub fn of(node: &mut Node, kind: Kind, mebibytes: u64, test: &str) -> Option<Self> {
         let at = node.path("disk");
         fs::create_dir_all(&at).expect("a directory");
         let done = match kind {
@@ -57,7 +57,7 @@ impl SmallDisk {
     }
 
     /// Bytes in use of those that an unprivileged user could ever write, and all of these.
-    fn used(&self) -> (u64, u64) {
+    pub fn used(&self) -> (u64, u64) {
         let stat = rustix::fs::statvfs(&self.at).expect("a file system");
         let total = (stat.f_blocks - (stat.f_bfree - stat.f_bavail)) * stat.f_frsize;
         (total - stat.f_bavail * stat.f_frsize, total)
@@ -87,7 +87,7 @@ fn ran(command: &mut Command) -> bool {
 }
 
 /// A model of two files, `mebibytes` in all.
-fn put(origin: &Origin, number: u64, mebibytes: u64) {
+pub fn put(origin: &Origin, number: u64, mebibytes: u64) {
     let part = usize::try_from(mebibytes * MIB / 2).expect("a length");
     for file in 0..2 {
         let bytes = Noise::new(number * 2 + file).bytes(part);
@@ -99,13 +99,13 @@ fn take_away(origin: &Origin, number: u64) {
     (0..2).for_each(|file| origin.bucket().remove(&format!("m{number}/w-{file}.safetensors")));
 }
 
-fn source(number: u64) -> String {
+pub fn source(number: u64) -> String {
     format!("s3://models/m{number}/")
 }
 
 /// The file of a model that is ready has the bytes of its number.
 #[track_caller]
-fn is_right(ready: &Value, number: u64, mebibytes: u64) {
+pub fn is_right(ready: &Value, number: u64, mebibytes: u64) {
     let part = usize::try_from(mebibytes * MIB / 2).expect("a length");
     for file in 0..2 {
         let path = Path::new(ready["path"].as_str().expect("a path")).join(format!("w-{file}.safetensors"));
@@ -142,7 +142,7 @@ fn listed(node: &Node) -> Vec<Value> {
     models
 }
 
-fn has(node: &Node, number: u64) -> bool {
+pub fn has(node: &Node, number: u64) -> bool {
     listed(node).iter().any(|model| model["source"] == source(number) && model["state"] == "complete")
 }
 

@@ -1,21 +1,37 @@
 //! The mount, with the real kernel: what a pod reads there, before, during and after a file arrives.
 
 mod arriving;
+mod keeper_dies;
+mod kept;
+mod loaders;
+mod opens;
+mod privileges;
+mod readers;
+mod restart;
 mod sealed;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Front, Origin, SampleModel};
 use serde_json::{Value, json};
 
-use crate::node::Node;
+use crate::node::{Node, PATIENCE};
 use crate::support::skipped;
+
+/// Whether anything can be mounted here; says so if not.
+pub fn mountable() -> bool {
+    let mountable = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !mountable {
+        skipped("mount", "mounting needs root and /dev/fuse");
+    }
+    mountable
+}
 
 /// A node whose daemon mounts by itself, as root. `None`, with the reason printed, where that
 /// cannot be.
 pub fn mounting(origin: &Origin) -> Option<Node> {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        skipped("mount", "mounting needs root and /dev/fuse");
+    if !mountable() {
         return None;
     }
     let mut node = Node::at(origin);
@@ -44,6 +60,20 @@ pub fn lazily(node: &Node) -> PathBuf {
     let ready = node.ready(&json!({"source": "s3://models/m/", "lazy": true, "lease": "process:1"}));
     assert_eq!(ready["arriving"], true, "{ready}");
     PathBuf::from(ready["path"].as_str().expect("a path"))
+}
+
+/// Removes a model whose last file was closed a moment ago: the kernel tells of it a little later.
+#[track_caller]
+pub fn until_removed(node: &Node, source: &str) {
+    let began = Instant::now();
+    loop {
+        let (status, body) = node.ask_admin("POST", "/v1/remove", Some(&json!({"models": [source]})));
+        if status == 200 {
+            return;
+        }
+        assert!(status == 409 && began.elapsed() < PATIENCE, "{status} {body}\n{}", node.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What `status` says of the mount.

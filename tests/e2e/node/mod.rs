@@ -16,6 +16,7 @@ mod stopping;
 mod verbs;
 mod wanted;
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct Node {
     /// Text behind the settings: the list of what to prefetch.
     list: String,
     environment: Vec<(String, String)>,
+    /// The command line of the daemon up to its own arguments: the binary, with what starts it.
+    binary: Vec<OsString>,
     daemon: Option<Child>,
 }
 
@@ -49,7 +52,9 @@ impl Node {
         let environment =
             environment.into_iter().map(|(k, v)| (k.as_ref().to_owned(), v.as_ref().to_owned())).collect();
         fs::create_dir_all(home.path().join("kubelet/pods")).expect("a directory");
-        let mut node = Self { home, settings: Vec::new(), list: String::new(), environment, daemon: None };
+        let mut node =
+            Self { home, settings: Vec::new(), list: String::new(), environment, binary: Vec::new(), daemon: None };
+        node.set_binary([env!("CARGO_BIN_EXE_larder")]);
         for (name, path) in [("store", "store"), ("socket", "run/sock"), ("admin_socket", "admin/sock")] {
             node.set(name, &quoted(&node.path(path)));
         }
@@ -85,6 +90,11 @@ impl Node {
     pub fn set_variable(&mut self, name: &str, value: impl Into<String>) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.into()));
+    }
+
+    /// What the daemon is started with: its binary, behind whatever else starts it.
+    pub fn set_binary<S: Into<OsString>>(&mut self, command: impl IntoIterator<Item = S>) {
+        self.binary = command.into_iter().map(Into::into).collect();
     }
 
     /// Has metrics and health served, at a port of their own; where.
@@ -138,8 +148,10 @@ impl Node {
 
     /// `larder daemon` with the settings file, in the daemon's environment.
     pub fn daemon_command(&self) -> Command {
-        let mut command = self.command(&["daemon", "--config"]);
-        command.arg(self.write_settings()).env_remove("LARDER_STORE");
+        let mut command = Command::new(&self.binary[0]);
+        command.args(&self.binary[1..]).args(["daemon", "--config"]).arg(self.write_settings());
+        self.plain(&mut command);
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -197,9 +209,42 @@ impl Node {
     /// `kill -9`.
     #[track_caller]
     pub fn kill(&mut self) {
-        let mut daemon = self.daemon.take().expect("a daemon");
+        let daemon = self.daemon.as_mut().expect("a daemon");
         daemon.kill().expect("a child");
-        daemon.wait().expect("a child");
+        let is_dead = self.is_dead_within(PATIENCE);
+        // If not, a thread waits in the kernel for what the daemon itself should answer.
+        assert!(is_dead, "the daemon outlives SIGKILL\n{}\n{}", self.stacks(), self.log());
+    }
+
+    /// Waits for the end of a daemon that was killed.
+    pub fn is_dead_within(&mut self, patience: Duration) -> bool {
+        let killed = Instant::now();
+        while let Some(daemon) = &mut self.daemon {
+            if daemon.try_wait().expect("a child").is_some() {
+                self.daemon = None;
+            } else if killed.elapsed() > patience {
+                return false;
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        true
+    }
+
+    /// Where in the kernel the daemon's threads are.
+    fn stacks(&self) -> String {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let stack =
+            |file: &str, thread: &fs::DirEntry| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        threads.map(|thread| format!("{}{}", stack("comm", &thread), stack("stack", &thread))).collect()
+    }
+
+    /// `kill -9`, if it runs; whether it is dead then.
+    pub fn end(&mut self) -> bool {
+        if let Some(daemon) = &mut self.daemon {
+            let _ = daemon.kill();
+        }
+        self.is_dead_within(Duration::from_secs(5))
     }
 
     /// SIGTERM; the exit code, and how long the end took.
@@ -316,12 +361,18 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
-        // A mount of the daemon's own stays when it is killed.
-        let _ = rustix::mount::unmount(self.path("mnt/models"), rustix::mount::UnmountFlags::DETACH);
+        self.end();
+        // Mounts stay when who made them is killed.
+        unmount_below(self.home.path());
+    }
+}
+
+/// Detaches everything that is mounted below a directory, the last mount first.
+fn unmount_below(directory: &Path) {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let at = table.lines().rev().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    for at in at.filter(|at| at.starts_with(directory)) {
+        let _ = rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
@@ -341,15 +392,18 @@ pub fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display())
 }
 
-/// The binary of the init image, built in a directory of its own: cargo knows only the binaries of
-/// the package under test, and other builds in `target` must not be waited for.
+/// The binary of the init image.
 fn init_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("larder-init");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked", "-p", "larder-init"]);
-        support::program(cargo.arg("--target-dir").arg(&target));
-        target.join("debug/larder-init")
-    })
+    BINARY.get_or_init(|| built("larder-init"))
+}
+
+/// The binary of another package, built in a directory of its own: cargo knows only the binaries of
+/// the package under test, and other builds in `target` must not be waited for.
+pub fn built(package: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(package);
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked", "-p", package]);
+    support::program(cargo.arg("--target-dir").arg(&target));
+    target.join("debug").join(package)
 }
