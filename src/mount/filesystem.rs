@@ -211,6 +211,13 @@ impl Answers {
         reply.data(bytes);
     }
 
+    fn keep_listing(&self, listing: Digest) {
+        let kept = self.tree.record(listing).map(|record| self.cache.store().keep_listing(&record));
+        if !matches!(kept, Ok(Ok(_))) {
+            tracing::warn!(listing = %listing.short(), "a listing that is read could not be written down: it is lost if its source is listed anew");
+        }
+    }
+
     /// Whether an inode has a backing id: then whoever has it open is passed through.
     fn is_backed(&self, sealed: &Sealed, number: INodeNo) -> bool {
         lock(&self.numbers).get(&sealed.digest).is_some_and(|numbers| numbers.contains(&number.0))
@@ -376,6 +383,9 @@ impl Filesystem for Mounted {
                 let (handle, is_news) = self.0.opens.opened(request.unique().0, listing);
                 if is_news {
                     self.0.cache.residency().book().opened(listing);
+                    // Its source may be listed anew while this is open.
+                    let answers = Arc::clone(&self.0);
+                    self.0.runtime.spawn_blocking(move || answers.keep_listing(listing));
                 }
                 self.0.counts.arriving.fetch_add(1, Relaxed);
                 // Cached: mapped files need it, and what has arrived never changes.

@@ -350,6 +350,16 @@ impl Tree {
         Ok(all.into_iter().collect())
     }
 
+    /// Everything that is or was listed and may still be read by that name.
+    fn records(&self) -> Result<Vec<SourceRecord>, store::Error> {
+        let view = self.cache.store().view();
+        let mut records: Vec<SourceRecord> = view.kept()?.into_iter().filter_map(|kept| kept.record).collect();
+        for listing in view.listings()? {
+            records.extend(view.listing(&listing)?);
+        }
+        Ok(records)
+    }
+
     fn links(&self) -> Result<Arc<Links>, store::Error> {
         let mut links = lock(&self.links);
         if let Some((at, links)) = links.as_ref().filter(|(at, _)| at.elapsed() < LINKS_AGE_MAX) {
@@ -378,6 +388,17 @@ impl Tree {
         }
         let mut open = vec![Node::Root];
         let mut seen = 0;
+        for record in self.records().unwrap_or_default() {
+            let listing = record.listing();
+            let directory = Node::Directory { key: Key::Arriving(listing), path: "".into() };
+            self.remember(&directory);
+            open.push(directory);
+            // Also of what has arrived: whoever opened it before that has the arriving inode for good.
+            for file in &record.files {
+                self.remember(&Node::Partial { listing, file: Arc::new(record.object(file)) });
+                seen += 1;
+            }
+        }
         while let Some(directory) = open.pop() {
             for entry in self.list(&directory).unwrap_or_default() {
                 self.remember(&entry.node);
