@@ -23,7 +23,7 @@ use super::backing::Backing;
 use super::counts::Counts;
 use super::directories::{Directories, Entries};
 use super::node::{Node, Sealed, nothing};
-use super::opens::Opens;
+use super::opens::{NO_SLOT, Opens};
 use super::tree::{Entry, Lasts, Missing, Tree};
 use crate::cache::{Cache, ReadError};
 use crate::domain::Digest;
@@ -156,7 +156,10 @@ impl Answers {
             self.closed(handle, sealed.digest);
             return reply.error(Errno::ESTALE);
         };
-        lock(&self.files).insert(handle, Arc::new(file));
+        // Opens without a slot have one handle for all: their files are opened for each read.
+        if handle != NO_SLOT {
+            lock(&self.files).insert(handle, Arc::new(file));
+        }
         self.counts.cached.fetch_add(1, Relaxed);
         reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
@@ -452,11 +455,14 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         lock(&self.0.files).remove(&handle.0);
-        let part = self.0.opens.closed(handle.0).or_else(|| match self.0.tree.node(ino.0) {
-            Some(Node::Sealed(sealed)) => Some(sealed.digest),
-            Some(Node::Partial { listing, .. }) => Some(listing),
-            _ => None,
-        });
+        let part = match self.0.opens.closed(handle.0) {
+            None if handle.0 == NO_SLOT => match self.0.tree.node(ino.0) {
+                Some(Node::Sealed(sealed)) => Some(sealed.digest),
+                Some(Node::Partial { listing, .. }) => Some(listing),
+                _ => None,
+            },
+            part => part,
+        };
         if let Some(part) = part {
             self.0.cache.residency().book().closed(&part);
         }

@@ -2,7 +2,9 @@
 //!
 //! The kernel tells of an open once and of its end once, whoever serves it by then. So each open
 //! takes a slot in a small file that is mapped into memory: what is written there survives the
-//! process, and costs no system call. The handle that the kernel gives back is the slot's number.
+//! process, and costs no system call. The handle that the kernel gives back is the slot's number and
+//! the request that took it: one that is closed a second time, by a daemon that was killed before it
+//! said so, closes nothing else.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,9 +22,15 @@ const SLOT_COUNT: u32 = 16_384;
 const SLOT_LEN: usize = 40;
 const TABLE_LEN: usize = SLOT_COUNT as usize * SLOT_LEN;
 /// The handle of an open without a slot.
-const NO_SLOT: u64 = u64::MAX;
+pub const NO_SLOT: u64 = u64::MAX;
 /// The kernel marks requests that it sends again with this bit (`FUSE_UNIQUE_RESEND`).
 const RESENT: u64 = 1 << 63;
+/// Bits of a handle that say which slot; the others are the request's.
+const SLOT_BITS: u32 = 16;
+
+const fn handle_of(slot: u32, request: u64) -> u64 {
+    slot as u64 | request << SLOT_BITS
+}
 
 /// The table of open files.
 #[derive(Debug)]
@@ -82,7 +90,7 @@ impl Opens {
         if unique & RESENT != 0 {
             let taken = (0..SLOT_COUNT).find(|&slot| state.request(slot) == request && state.part(slot) == part);
             if let Some(slot) = taken {
-                return (u64::from(slot), false);
+                return (handle_of(slot, request), false);
             }
         }
         let Some(slot) = state.free.pop() else { return (NO_SLOT, true) };
@@ -91,14 +99,15 @@ impl Opens {
         state.map[at + 8..at + SLOT_LEN].copy_from_slice(part.as_bytes());
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         state.map[at..at + 8].copy_from_slice(&request.to_le_bytes());
-        (u64::from(slot), true)
+        (handle_of(slot, request), true)
     }
 
     /// Notes the end of what was given this handle; what it was of, where it was noted.
     pub fn closed(&self, handle: u64) -> Option<Digest> {
         let mut state = self.state();
-        let slot = u32::try_from(handle).ok().filter(|&slot| slot < SLOT_COUNT)?;
-        if state.request(slot) == 0 {
+        let slot = u32::try_from(handle & ((1 << SLOT_BITS) - 1)).ok().filter(|&slot| slot < SLOT_COUNT)?;
+        let request = state.request(slot);
+        if request == 0 || handle_of(slot, request) != handle {
             return None;
         }
         let (at, part) = (slot as usize * SLOT_LEN, state.part(slot));
@@ -170,11 +179,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let opens = Opens::open(&directory.path().join("opens")).expect("a table");
         let a = Digest::of(b"a");
-        for unique in 1..=u64::from(SLOT_COUNT) {
-            assert_ne!(opens.opened(unique, a).0, NO_SLOT);
-        }
-        assert_eq!(opens.opened(1, a), (NO_SLOT, true));
-        assert_eq!(opens.closed(7), Some(a));
-        assert_eq!(opens.opened(1, a).0, 7);
+        let handles: Vec<u64> = (1..=u64::from(SLOT_COUNT)).map(|unique| opens.opened(unique, a).0).collect();
+        assert!(!handles.contains(&NO_SLOT));
+        assert_eq!(opens.opened(1 << 40, a), (NO_SLOT, true));
+        assert_eq!(opens.closed(handles[7]), Some(a));
+        let (again, _) = opens.opened(1 << 41, a);
+        assert_ne!(again, NO_SLOT);
+        assert_eq!(opens.closed(handles[7]), None, "closed once more: the slot is another's now");
+        assert_eq!(opens.closed(again), Some(a));
     }
 }

@@ -122,6 +122,24 @@ fn a_reader_outlives_the_pull_that_was_cut_off() {
     eprintln!("{digests:?}");
 }
 
+/// Its inode is that of a file that arrives, for as long as somebody has it open.
+#[test]
+fn a_file_opened_while_it_arrived_reads_on_when_it_is_here_and_the_daemon_was_killed() {
+    let whole = Noise::new(16).bytes(8 * MIB);
+    let origin = slow_origin(&whole, 4 << 20);
+    let Some(mut kept) = Kept::started(&origin) else { return };
+    let file = File::open(lazily(&kept.node).join("model.safetensors")).expect("a file");
+    assert_range(&file, &whole, 0, 4096);
+    until_whole(&kept.node);
+    for life in 0..2 {
+        kept.node.restart();
+        // None of it from the kernel's memory.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advice");
+        assert_range(&file, &whole, 0, whole.len());
+        assert!(mount_status(&kept.node)["bytes_read"].as_u64() >= Some(whole.len() as u64), "in life {life}");
+    }
+}
+
 #[test]
 fn a_pod_that_ends_before_its_model_has_arrived_keeps_nothing() {
     let whole = Noise::new(14).bytes(4 * MIB);
