@@ -51,6 +51,8 @@ pub struct Mounts {
     runtime: tokio::runtime::Handle,
     patience: Duration,
     now: Mutex<Now>,
+    /// What may be open from an earlier life, until there is a connection.
+    supposed: Mutex<Vec<Digest>>,
     keeper: Mutex<Option<Arc<Keeper>>>,
 }
 
@@ -98,8 +100,10 @@ impl Mounts {
             runtime,
             patience,
             now: Mutex::default(),
+            supposed: Mutex::default(),
             keeper: Mutex::default(),
         });
+        mounts.suppose_open()?;
         let of = Arc::downgrade(&mounts);
         cache.expect_mount(Box::new(move || of.upgrade().map(|mounts| mounts.status()).unwrap_or_default()));
         cache.store().observe(Arc::clone(&mounts) as Arc<dyn Observer>);
@@ -124,7 +128,22 @@ impl Mounts {
             }
         }
         let (cache, counts, runtime) = (Arc::clone(&self.cache), Arc::clone(&self.counts), self.runtime.clone());
-        Ok(Arc::new(Answers::new(cache, Opens::open(&table)?, backing, counts, runtime, self.patience)))
+        let answers = Answers::new(cache, Opens::open(&table)?, backing, counts, runtime, self.patience);
+        // What is open is known now; until here it was what might be.
+        let supposed = std::mem::take(&mut *lock(&self.supposed));
+        supposed.iter().for_each(|part| self.cache.residency().book().closed(part));
+        Ok(Arc::new(answers))
+    }
+
+    /// What the last connection had open, which may be the next one: nothing of it may go before
+    /// that is known.
+    fn suppose_open(&self) -> std::io::Result<()> {
+        for table in std::fs::read_dir(self.cache.store().view().mount_directory())?.flatten() {
+            let parts = Opens::open(&table.path())?.all();
+            parts.iter().for_each(|part| self.cache.residency().book().opened(*part));
+            lock(&self.supposed).extend(parts);
+        }
+        Ok(())
     }
 
     /// Serves a session in the background.
