@@ -12,22 +12,26 @@ use super::kept::{Kept, own, unprivileged};
 use super::{lazily, mount_status, until_removed};
 use crate::support::{program, skipped};
 
-/// The Python that `tests/run` installs the loaders for. `None` where it did not.
-fn python() -> Option<PathBuf> {
+/// Where `tests/run` installs the loaders. `None` where it did not.
+fn loaders() -> Option<PathBuf> {
     let loaders = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-loaders");
     let found = loaders.join("ready").exists();
     if !found {
         skipped("loaders", "`tests/run` installs safetensors and transformers");
     }
-    found.then(|| loaders.join("bin/python"))
+    found.then_some(loaders)
 }
 
 #[test]
 fn safetensors_and_transformers_load_what_is_here_and_what_arrives() {
-    let Some(python) = python() else { return };
+    let Some(loaders) = loaders() else { return };
     let origin = Origin::start(Front::S3).expect("an origin");
     let Some(kept) = Kept::started(&origin) else { return };
-    // Where a user that is not root finds it.
+    // Where a user that is not root finds them, wherever the repository is.
+    let here = kept.node.path("loaders");
+    fs::create_dir(&here).expect("a directory");
+    rustix::mount::mount_bind(&loaders, &here).expect("a bind mount");
+    let python = here.join("bin/python");
     let script = kept.node.path("loaders.py");
     fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/mount/loaders.py"), &script).expect("a copy");
     let copy = kept.node.path("copy");
