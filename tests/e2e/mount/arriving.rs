@@ -212,7 +212,7 @@ fn bytes_that_turn_out_wrong_are_taken_back_from_those_who_have_the_file_open() 
     origin.misbehave_on_reads(move |_, request| {
         let is_begin = request.path.contains("safetensors") && request.range().is_some_and(|(from, _)| from == 0);
         let is_spoiled = is_begin && !spoiled.swap(true, Relaxed);
-        Some(if is_spoiled { Fault::Flip(FLIPPED as u64) } else { Fault::Slow(2 << 20) })
+        Some(if is_spoiled { Fault::Flip(FLIPPED as u64) } else { Fault::Slow(1 << 20) })
     });
     let Some(kept) = Kept::started(&origin) else { return };
     let path = lazily(&kept.node).join("model.safetensors");

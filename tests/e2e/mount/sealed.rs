@@ -4,13 +4,15 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use larder_origins::Checksums;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::{assert_reads, mount_status, mounting, root};
-use crate::node::Node;
-use crate::support::origin_with_model;
+use crate::node::{Node, PATIENCE};
+use crate::support::{origin_with_model, wait};
 
 fn ready(node: &Node) -> PathBuf {
     PathBuf::from(node.ready(&json!({"source": "s3://models/m/"}))["path"].as_str().expect("a path"))
@@ -76,4 +78,33 @@ fn nothing_can_be_written() {
     read_only("symlink", std::os::unix::fs::symlink("x", directory.join("s")));
     read_only("chmod", fs::set_permissions(&file, fs::Permissions::from_mode(0o777)));
     assert_eq!(fs::metadata(directory.join("absent")).expect_err("absent").kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_person_mounts_a_store_and_pulls_into_it_beside() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    // For what it checks and what it cleans up.
+    let Some(node) = mounting(&origin) else { return };
+    let (directory, runtime) = (root(&node), node.path("runtime"));
+    fs::create_dir(&runtime).expect("a directory");
+    let larder = |args: &[&str]| {
+        let mut command = node.command(args);
+        command.env("XDG_RUNTIME_DIR", &runtime);
+        command
+    };
+    let mut mount = larder(&["mount", directory.to_str().expect("text")]).spawn().expect("larder starts");
+    let began = Instant::now();
+    while !directory.join("sources").is_dir() {
+        assert!(began.elapsed() < PATIENCE && mount.try_wait().expect("a child").is_none(), "no mount");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pulled = wait(larder(&["prefetch", "s3://models/m/"]).spawn().expect("larder starts"));
+    assert_eq!(pulled.code, Some(0), "{pulled:?}");
+    assert_reads(&directory.join("sources/s3/models/m@"), &model);
+    kill_process(Pid::from_child(&mount), Signal::INT).expect("a signal");
+    let ended = wait(mount);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("until Ctrl-C"), "{ended:?}");
+    assert_eq!(fs::read_dir(&directory).expect("a directory").count(), 0, "nothing stays mounted");
+    assert_eq!(fs::read_dir(&runtime).expect("a directory").count(), 0, "nor any socket");
 }
