@@ -308,3 +308,23 @@ fn readers_of_a_stalled_origin_disturb_nobody_and_can_be_killed() {
     assert!(began.elapsed() > Duration::from_secs(9), "{:?}", began.elapsed());
     assert!(node.log().contains("did not arrive in time"), "{}", node.log());
 }
+
+#[test]
+fn a_read_that_waits_outlives_an_orderly_restart() {
+    const AT: usize = 5 * MIB;
+    let whole = safetensors("w", 21, 12 * MIB);
+    let origin = slow_origin(&whole, 8 << 20);
+    origin.misbehave_on_reads(|_, request| request.path.contains("safetensors").then_some(Fault::Stall(0)));
+    let Some(mut kept) = Kept::started(&origin) else { return };
+    let path = lazily(&kept.node).join("model.safetensors");
+    let reader = std::thread::spawn(move || {
+        let mut bytes = vec![0; 4096];
+        File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, AT as u64)).map(|()| bytes)
+    });
+    kept.node.until("it waits", |status| status["mount"]["reads_waiting"].as_u64() >= Some(1));
+    assert_eq!(kept.node.terminate().0, Some(0), "{}", kept.logs());
+    origin.behave();
+    kept.node.start();
+    let bytes = reader.join().expect("a reader").unwrap_or_else(|error| panic!("{error}\n{}", kept.logs()));
+    assert!(bytes == whole[AT..AT + 4096]);
+}
