@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, watch};
 
 use super::ensure::{LeaseWish, Wish};
-use super::{Cache, blocking};
+use super::{Cache, blocking, lock};
 use crate::domain::{Digest, Source};
 use crate::fetch::{Selection, TakeBack};
 use crate::report::{Exit, Failure};
@@ -61,10 +62,6 @@ pub enum ReadError {
     /// The disk failed.
     #[error(transparent)]
     Disk(#[from] store::Error),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cache {
@@ -150,7 +147,7 @@ impl Cache {
                 one.state.send_replace(State::Here);
                 break;
             }
-            if self.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+            if self.stopping.load(Relaxed) {
                 break;
             }
             let _marked = self.residency.moving(&key);
@@ -176,7 +173,7 @@ impl Cache {
                     one.state.send_replace(State::Lost(failure.message));
                     break;
                 }
-                Err(_) if self.stopping.load(std::sync::atomic::Ordering::Relaxed) => break,
+                Err(_) if self.stopping.load(Relaxed) => break,
                 Err(failure) => {
                     tracing::warn!(source = %record.source, error = %failure.message, "readers wait for a model, and its pull failed: it is tried again");
                     one.state.send_replace(State::Waiting(failure.message));
@@ -262,7 +259,7 @@ impl Cache {
             let read = tokio::task::spawn_blocking(move || {
                 let mut buffer = vec![0; len];
                 if let Some(known) = cache.store().known(&id) {
-                    let (bytes, _) = cache.store().view().open_blob(&known.digest)?;
+                    let bytes = cache.store().view().open_blob(&known.digest)?;
                     let path = || std::path::PathBuf::from(known.digest.to_string());
                     let read = bytes.read_exact_at(&mut buffer, offset);
                     read.map_err(|source| store::Error::Io { action: "read", path: path(), source })?;

@@ -243,9 +243,12 @@ impl Book {
         self.open.contains_key(digest) || self.is_leased(digest)
     }
 
-    /// A blob, or a file that is still arriving for a listing, was opened in the mount.
-    pub fn opened(&mut self, part: Digest) {
-        *self.open.entry(part).or_default() += 1;
+    /// A blob, or a file that is still arriving for a listing, was opened in the mount. Whether it is
+    /// the only one of that part that is open.
+    pub fn opened(&mut self, part: Digest) -> bool {
+        let count = self.open.entry(part).or_default();
+        *count += 1;
+        *count == 1
     }
 
     /// It was closed.

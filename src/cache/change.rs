@@ -6,7 +6,6 @@ use super::named;
 use super::{Cache, blocking};
 use crate::domain::Digest;
 use crate::report::{Exit, Failure};
-use crate::store::SourceRecord;
 
 /// Who pins by hand.
 pub const HOLDER: &str = "user";
@@ -55,7 +54,7 @@ impl Cache {
                 for name in &names {
                     for kept in named::matching(store.view(), name)? {
                         manifests.extend(kept.manifest.map(|digest| (name, digest)));
-                        listings.extend(kept.record.iter().map(SourceRecord::listing));
+                        listings.extend(kept.record.iter().map(|record| (name, record.listing())));
                         records.extend(kept.record.map(|record| (name, record.id())));
                     }
                 }
@@ -65,20 +64,19 @@ impl Cache {
                 if let Some((name, _)) = records.iter().find(|(_, id)| book.is_pinned(id)) {
                     refused = refused.or_else(|| Some(in_use(name, "it is pinned")));
                 }
-                if let Some(name) = names.first().filter(|_| listings.iter().any(|listing| book.is_used(listing))) {
+                if let Some((name, _)) = listings.iter().find(|(_, listing)| book.is_used(listing)) {
                     refused = refused.or_else(|| Some(in_use(name, "somebody reads it while it arrives")));
                 }
                 for (name, digest) in &manifests {
                     if refused.is_none() && !leaving.contains(digest) {
                         let manifest = store.view().manifest(digest);
-                        let blobs =
+                        let blobs: Vec<Digest> =
                             manifest.map_or_else(|_| Vec::new(), |m| m.files().iter().map(|f| f.digest).collect());
-                        let parts: Vec<Digest> = blobs.into_iter().chain(listings.iter().copied()).collect();
-                        if book.begin_leaving(*digest, &ids, &parts) {
+                        if book.begin_leaving(*digest, &ids, &blobs) {
                             leaving.push(*digest);
                         } else {
                             let users = book.users(digest);
-                            let who = if users.is_empty() && parts.iter().any(|part| book.is_used(part)) {
+                            let who = if users.is_empty() && blobs.iter().any(|blob| book.is_used(blob)) {
                                 "a file of it is open".into()
                             } else if users.is_empty() {
                                 "it is pinned".into()

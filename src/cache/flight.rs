@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::event::Moving;
+use super::lock;
 use super::rate::Rate;
 use crate::fetch::{Cancel, Listed, Outcome, Progress};
 use crate::report::Failure;
@@ -55,10 +56,6 @@ pub(super) struct Seat {
     board: Arc<Board>,
     key: String,
     flight: Arc<Flight>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Board {

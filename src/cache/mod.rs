@@ -26,8 +26,8 @@ mod verify;
 mod wanted;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -153,6 +153,11 @@ impl Cache {
             flight.cancel.cancel();
         }
     }
+}
+
+/// A panic of whoever held the lock is no reason to stop: what is behind these locks stays right.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs what waits for the disk off the runtime's threads.

@@ -5,11 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::book::Book;
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
+use super::lock;
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
 use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
@@ -83,10 +84,6 @@ pub struct Residency {
     /// One decision about room at a time.
     turn: Mutex<()>,
     metrics: Arc<Metrics>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Residency {
@@ -209,6 +206,9 @@ impl Residency {
             } else if is_used(entry) {
                 kept_partials.extend(entry.partials.iter().cloned());
                 Some(Stays::Leased)
+            } else if entry.manifest.is_none() && entry.sources.is_empty() {
+                // A kept listing goes when nobody reads it any more, and then what it has are strays.
+                Some(Stays::Leased)
             } else if entry.sources.iter().any(|(id, ..)| moving.contains_key(id) || moved.contains(id)) {
                 Some(Stays::Moving)
             } else {
@@ -219,8 +219,6 @@ impl Residency {
                 (None, Some((id, ..))) => Victim::Unfinished(id.clone()),
                 (None, None) => Victim::Strays,
             };
-            // A kept listing goes when nobody reads it any more, and then what it has are strays.
-            let stays = if entry.sources.is_empty() && entry.manifest.is_none() { Some(Stays::Leased) } else { stays };
             // A model that no source names any more was last used before all others.
             let last_used = entry.sources.iter().map(|(.., used)| *used).max().unwrap_or(UNIX_EPOCH);
             snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own_bytes: 0, last_used, stays });
@@ -272,15 +270,11 @@ impl Residency {
             for victim in &choice.victims {
                 match victim {
                     Victim::Model(digest) => {
-                        let entries = census.entries.iter().filter(|entry| entry.manifest == Some(*digest));
-                        let ids: Vec<String> =
-                            entries.flat_map(|entry| &entry.sources).map(|(id, ..)| id.clone()).collect();
-                        let parts: Vec<Digest> = census
-                            .entries
-                            .iter()
-                            .filter(|entry| entry.manifest == Some(*digest))
-                            .flat_map(|entry| entry.blobs.iter().chain(&entry.listings).copied())
-                            .collect();
+                        let (mut ids, mut parts): (Vec<String>, Vec<Digest>) = (Vec::new(), Vec::new());
+                        for entry in census.entries.iter().filter(|entry| entry.manifest == Some(*digest)) {
+                            ids.extend(entry.sources.iter().map(|(id, ..)| id.clone()));
+                            parts.extend(entry.blobs.iter().chain(&entry.listings));
+                        }
                         let moving = ids.iter().any(|id| lock(&self.moving).contains_key(id));
                         // Leased, opened, pinned or asked for since the census was taken.
                         if moving || !book.begin_leaving(*digest, &ids, &parts) {

@@ -6,16 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Notify, broadcast, watch};
 
+use super::lock;
 use crate::domain::{ChunkIndex, Grid};
 use crate::store::{self, Left, ObjectId, Partial, Store};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// All objects of a process that somebody fills or reads.
 #[derive(Debug)]
@@ -67,7 +64,7 @@ struct Waiting {
 }
 
 /// Where the bytes are, as far as they are here.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 enum Bytes {
     /// Nobody has looked yet.
     #[default]
@@ -146,21 +143,17 @@ impl Arrival {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn read(&self, store: &Store, offset: u64, buffer: &mut [u8]) -> Result<bool, store::Error> {
-        let (open, left) = {
+        let bytes = {
             let mut state = lock(&self.state);
             if matches!(state.bytes, Bytes::Unknown) {
                 state.bytes = store.left(&self.id).map_or(Bytes::None, |left| Bytes::Left(Arc::new(left)));
             }
-            match &state.bytes {
-                Bytes::Unknown | Bytes::None => return Ok(false),
-                Bytes::Left(left) => (None, Some(Arc::clone(left))),
-                Bytes::Open(partial) => (Some(Arc::clone(partial)), None),
-            }
+            state.bytes.clone()
         };
-        match (open, left) {
-            (Some(partial), _) => partial.read_if_there(offset, buffer),
-            (None, Some(left)) => left.read_if_there(offset, buffer),
-            (None, None) => Ok(false),
+        match bytes {
+            Bytes::Unknown | Bytes::None => Ok(false),
+            Bytes::Left(left) => left.read_if_there(offset, buffer),
+            Bytes::Open(partial) => partial.read_if_there(offset, buffer),
         }
     }
 

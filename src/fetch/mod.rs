@@ -24,6 +24,8 @@ mod span;
 mod transfer;
 mod worker;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use arrivals::{Arrival, Arrivals, TakeBack, Want};
 pub use cancel::Cancel;
 pub use engine::Engine;
@@ -32,3 +34,8 @@ pub use progress::{FileProgress, Progress};
 pub use pull::{Listed, Outcome, Pull};
 pub use room::{FreeSpace, Ledger, Reservation, Room, Shortage};
 pub use selection::Selection;
+
+/// A panic of whoever held the lock is no reason to stop: what is behind these locks stays right.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

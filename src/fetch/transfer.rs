@@ -130,13 +130,12 @@ pub struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     pub fn new(tools: Tools, files: &'a mut Vec<Wanted>) -> Self {
-        let mut queue = Queue::default();
+        let (mut queue, mut at_of) = (Queue::default(), HashMap::new());
         for (at, file) in files.iter().enumerate().filter(|(_, file)| file.have.is_none()) {
+            at_of.insert(file.id.clone(), at);
             if file.object.size <= SMALL_LEN_MAX { queue.add_small(at) } else { queue.add_large(at, file.object.size) }
         }
         let (sinks, transfers) = (files.iter().map(|_| None).collect(), vec![0; files.len()]);
-        let missing = files.iter().enumerate().filter(|(_, file)| file.have.is_none());
-        let at_of = missing.map(|(at, file)| (file.id.clone(), at)).collect();
         let seed = u64::from(std::process::id());
         Self {
             tools,
@@ -251,8 +250,8 @@ impl<'a> Transfer<'a> {
     fn cut(&mut self, at: FileIndex, chunk: ChunkIndex) {
         let Some(grid) = self.sinks[at].as_ref().map(|sink| *sink.partial.grid()) else { return };
         let far = grid.chunks_in(FAR);
-        let of_file = self.parts.iter().filter(|(file, _)| *file == at);
-        if let Some(taken) = of_file.map(|(_, span)| span).find_map(|span| span.cut(chunk, far)) {
+        let mut of_file = self.parts.iter().filter(|(file, _)| *file == at);
+        if let Some(taken) = of_file.find_map(|(_, span)| span.cut(chunk, far)) {
             self.queue.give_back(at, grid, taken);
             self.queue.urge(at, chunk.0);
         }

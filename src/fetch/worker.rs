@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use super::Error;
 use super::arrivals::Arrival;
 use super::cancel::Cancel;
 use super::engine::{BYTES_IN_FLIGHT_MAX, Engine, PERMIT_LEN};
+use super::lock;
 use super::pace::Pace;
 use super::progress::Progress;
 use super::retry::Patience;
@@ -267,10 +268,6 @@ impl Wire {
 enum Failure {
     Wire(remote::Error),
     Final(Error),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts a connection while it works.

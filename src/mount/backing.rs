@@ -7,10 +7,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 use larder_keeper::Keeper;
+
+use super::lock;
 
 /// Who registers backing files.
 #[derive(Debug)]
@@ -31,10 +33,6 @@ pub enum Backing {
 pub enum Backed {
     Own(Arc<BackingId>),
     Kept(u32),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backing {

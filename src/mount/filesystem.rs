@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use fuser::{
@@ -19,10 +19,13 @@ use fuser::{
     ReplyStatfs, ReplyXattr, Request,
 };
 
+use larder_keeper::fuse::WANTED;
+
 use super::backing::Backing;
 use super::counts::Counts;
 use super::directories::{Directories, Entries};
-use super::node::{Node, Sealed, nothing};
+use super::lock;
+use super::node::{Key, Node, Sealed, nothing};
 use super::opens::{NO_SLOT, Opens};
 use super::tree::{Entry, Lasts, Missing, Tree};
 use crate::cache::{Cache, ReadError};
@@ -34,7 +37,7 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// wait would keep all others waiting (`fs/fuse/dev.c`).
 const BACKGROUND_MAX: u16 = 8192;
 /// Bytes of one read request: what the mount option `max_read` says too.
-const READ_LEN_MAX: u32 = 1 << 20;
+pub const READ_LEN_MAX: u32 = 1 << 20;
 /// Reads that may wait at once. Each is a task and, once its bytes are there, a buffer.
 const WAITING_MAX: u64 = 16_384;
 /// The name under which a file's BLAKE3 digest can be asked for (getxattr(2)).
@@ -45,18 +48,18 @@ const TELL_INTERVAL: Duration = Duration::from_secs(5);
 /// One mount's answers.
 #[derive(Debug)]
 pub struct Answers {
-    pub(super) cache: Arc<Cache>,
+    cache: Arc<Cache>,
     pub(super) tree: Tree,
-    pub(super) opens: Opens,
+    opens: Opens,
     pub(super) backing: Backing,
-    pub(super) counts: Arc<Counts>,
+    counts: Arc<Counts>,
     /// Whether sealed files are passed through. Decided by the kernel, and by the first open.
     pub(super) passes: AtomicBool,
     /// Why not.
     pub(super) why_not: Mutex<Option<String>>,
     pub(super) notifier: OnceLock<Notifier>,
-    pub(super) runtime: tokio::runtime::Handle,
-    pub(super) patience: Duration,
+    runtime: tokio::runtime::Handle,
+    patience: Duration,
     /// Whether any inode has a backing id: from then on it must stay so.
     backed: AtomicBool,
     /// Inodes with a backing id, by what they are.
@@ -65,10 +68,6 @@ pub struct Answers {
     files: Mutex<HashMap<u64, Arc<File>>>,
     directories: Directories,
     told: Mutex<Option<Instant>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The file system that fuser serves: shared with those who tell the kernel what goes.
@@ -85,7 +84,9 @@ impl Answers {
         patience: Duration,
     ) -> Self {
         // Whoever has a file open from an earlier life keeps its model.
-        opens.all().into_iter().for_each(|part| cache.residency().book().opened(part));
+        for part in opens.all() {
+            cache.residency().book().opened(part);
+        }
         Self {
             tree: Tree::new(Arc::clone(&cache)),
             cache,
@@ -117,27 +118,23 @@ impl Answers {
     }
 
     fn open_sealed(self: &Arc<Self>, unique: u64, number: INodeNo, sealed: &Sealed, reply: ReplyOpen) {
-        let (handle, is_news) = self.opens.opened(unique, sealed.digest);
-        if is_news {
-            self.cache.residency().book().opened(sealed.digest);
-        }
-        let view = self.cache.store().view();
+        let (handle, _) = self.opened(unique, sealed.digest);
+        let close = || self.closed(handle, || Some(sealed.digest));
+        let open = || self.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other);
         // Also where it has an id already: a file that is gone must not be opened.
-        let is_here = || view.blob_metadata(&sealed.digest).is_ok_and(|m| Sealed::new(sealed.digest, &m) == *sealed);
-        let open = || view.open_blob(&sealed.digest).map(|(file, _)| file).map_err(io::Error::other);
-        if !is_here() {
-            self.closed(handle, sealed.digest);
+        if !self.is_here(sealed) {
+            close();
             return reply.error(Errno::ESTALE);
         }
         if self.passes.load(Relaxed) {
             match self.backing.back(number.0, &reply, open) {
                 Ok(backed) => {
                     self.backed.store(true, Relaxed);
-                    lock(&self.numbers).entry(sealed.digest).or_default().insert(number.0);
+                    self.note_backed(sealed, number.0);
                     // Gone since: nobody would give the id back any more.
-                    if !is_here() {
+                    if !self.is_here(sealed) {
                         self.backing.drop_id(number.0);
-                        self.closed(handle, sealed.digest);
+                        close();
                         return reply.error(Errno::ESTALE);
                     }
                     self.counts.passed.fetch_add(1, Relaxed);
@@ -145,7 +142,7 @@ impl Answers {
                 }
                 // Other opens may be passed through, and the kernel lets no inode be both.
                 Err(error) if self.backed.load(Relaxed) => {
-                    self.closed(handle, sealed.digest);
+                    close();
                     self.tell(&format!("a file cannot be passed through: {error}"));
                     return reply.error(Errno::EIO);
                 }
@@ -153,7 +150,7 @@ impl Answers {
             }
         }
         let Ok(file) = open() else {
-            self.closed(handle, sealed.digest);
+            close();
             return reply.error(Errno::ESTALE);
         };
         // Opens without a slot have one handle for all: their files are opened for each read.
@@ -169,10 +166,30 @@ impl Answers {
         self.opens.clear().iter().for_each(|part| self.cache.residency().book().closed(part));
     }
 
-    fn closed(&self, handle: u64, otherwise: Digest) {
+    /// Notes that a request opened `part`. The handle to give out, and whether nobody else has that
+    /// part open.
+    fn opened(&self, unique: u64, part: Digest) -> (u64, bool) {
+        let (handle, is_news) = self.opens.opened(unique, part);
+        (handle, is_news && self.cache.residency().book().opened(part))
+    }
+
+    /// Notes the end of an open. `part` says what it was of where its handle does not.
+    fn closed(&self, handle: u64, part: impl FnOnce() -> Option<Digest>) {
         lock(&self.files).remove(&handle);
-        let part = self.opens.closed(handle).unwrap_or(otherwise);
-        self.cache.residency().book().closed(&part);
+        let noted = self.opens.closed(handle);
+        if let Some(part) = noted.or_else(|| if handle == NO_SLOT { part() } else { None }) {
+            self.cache.residency().book().closed(&part);
+        }
+    }
+
+    /// Whether this copy of a blob is still in the store.
+    fn is_here(&self, sealed: &Sealed) -> bool {
+        let metadata = self.cache.store().view().blob_metadata(&sealed.digest);
+        metadata.is_ok_and(|metadata| Sealed::new(sealed.digest, &metadata) == *sealed)
+    }
+
+    fn note_backed(&self, sealed: &Sealed, number: u64) {
+        lock(&self.numbers).entry(sealed.digest).or_default().insert(number);
     }
 
     /// Says that a read failed, not every time.
@@ -191,19 +208,15 @@ impl Answers {
             let known = lock(&this.files).get(&handle).cloned();
             let file = match known {
                 Some(file) => file,
-                None => Arc::new(this.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other)?.0),
+                None => Arc::new(this.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other)?),
             };
             let mut buffer = vec![0; len];
             file.read_exact_at(&mut buffer, offset).map(|()| buffer)
         });
-        match read.await {
-            Ok(Ok(bytes)) => self.give(&bytes, reply),
-            Ok(Err(error)) => {
+        match read.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+            Ok(bytes) => self.give(&bytes, reply),
+            Err(error) => {
                 self.tell(&error.to_string());
-                reply.error(Errno::EIO);
-            }
-            Err(panic) => {
-                self.tell(&panic.to_string());
                 reply.error(Errno::EIO);
             }
         }
@@ -231,7 +244,7 @@ impl Answers {
     /// blob itself is read ahead, which is what was meant. Those pages stay until memory is wanted:
     /// to take them away would be to wait for the kernel, where not even SIGKILL ends a wait.
     fn read_ahead(&self, sealed: &Sealed, offset: u64, len: usize, reply: ReplyData) {
-        if let Ok((file, _)) = self.cache.store().view().open_blob(&sealed.digest) {
+        if let Ok(file) = self.cache.store().view().open_blob(&sealed.digest) {
             let _ =
                 rustix::fs::fadvise(&file, offset, std::num::NonZeroU64::new(len as u64), rustix::fs::Advice::WillNeed);
         }
@@ -290,15 +303,9 @@ impl Answers {
             Err(error) => return tracing::warn!(%error, "the keeper does not say which files it holds"),
         };
         self.backed.store(!numbers.is_empty(), Relaxed);
-        let view = self.cache.store().view();
-        let is_here = |sealed: &Sealed| {
-            view.blob_metadata(&sealed.digest).is_ok_and(|m| Sealed::new(sealed.digest, &m) == *sealed)
-        };
         for number in numbers {
             match self.tree.node(number) {
-                Some(Node::Sealed(sealed)) if is_here(&sealed) => {
-                    lock(&self.numbers).entry(sealed.digest).or_default().insert(number);
-                }
+                Some(Node::Sealed(sealed)) if self.is_here(&sealed) => self.note_backed(&sealed, number),
                 _ => self.backing.drop_id(number),
             }
         }
@@ -325,14 +332,8 @@ const fn lasting(lasts: Lasts) -> Duration {
 
 impl Filesystem for Mounted {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_ASYNC_READ
-            | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_HAS_RESEND
-            | InitFlags::FUSE_ALLOW_IDMAP;
+        // As the keeper has it, but that passthrough needs a word more.
+        let wanted = InitFlags::from_bits_truncate(WANTED) - InitFlags::FUSE_PASSTHROUGH;
         let offered = config.capabilities();
         let _ = config.add_capabilities(wanted & offered);
         let passes = offered.contains(InitFlags::FUSE_PASSTHROUGH)
@@ -383,9 +384,8 @@ impl Filesystem for Mounted {
         match self.0.node(ino) {
             Ok(Node::Sealed(sealed)) => self.0.open_sealed(request.unique().0, ino, &sealed, reply),
             Ok(Node::Partial { listing, .. }) => {
-                let (handle, is_news) = self.0.opens.opened(request.unique().0, listing);
-                if is_news {
-                    self.0.cache.residency().book().opened(listing);
+                let (handle, is_first) = self.0.opened(request.unique().0, listing);
+                if is_first {
                     // Its source may be listed anew while this is open.
                     let answers = Arc::clone(&self.0);
                     self.0.runtime.spawn_blocking(move || answers.keep_listing(listing));
@@ -454,23 +454,15 @@ impl Filesystem for Mounted {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        lock(&self.0.files).remove(&handle.0);
-        let part = match self.0.opens.closed(handle.0) {
-            None if handle.0 == NO_SLOT => match self.0.tree.node(ino.0) {
-                Some(Node::Sealed(sealed)) => Some(sealed.digest),
-                Some(Node::Partial { listing, .. }) => Some(listing),
-                _ => None,
-            },
-            part => part,
-        };
-        if let Some(part) = part {
-            self.0.cache.residency().book().closed(&part);
-        }
+        self.0.closed(handle.0, || match self.0.tree.node(ino.0) {
+            Some(Node::Sealed(sealed)) => Some(sealed.digest),
+            Some(Node::Partial { listing, .. }) => Some(listing),
+            _ => None,
+        });
         reply.ok();
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        use super::node::Key;
         let flags = match self.0.node(ino) {
             Ok(Node::Directory { key: Key::Whole(_), .. }) => {
                 FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE

@@ -7,7 +7,7 @@ mod backing;
 mod counts;
 mod directories;
 mod filesystem;
-pub mod links;
+mod links;
 mod node;
 mod opens;
 mod session;
@@ -22,21 +22,12 @@ use crate::cache::{Cache, MountStatus};
 use crate::domain::Digest;
 use crate::store::{ObjectId, Observer};
 use backing::Backing;
-pub use counts::Counts;
+use counts::Counts;
 use filesystem::{Answers, Mounted};
 use fuser::Session;
 use larder_keeper::{Hello, Keeper};
 use opens::Opens;
 use tokio::sync::broadcast::{self, error::RecvError};
-
-/// Where the mount comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// This process mounts at this directory.
-    Own(PathBuf),
-    /// A keeper that listens at this socket has it.
-    Keeper(PathBuf),
-}
 
 /// How long a keeper may take to answer.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -140,7 +131,9 @@ impl Mounts {
     fn suppose_open(&self) -> std::io::Result<()> {
         for table in std::fs::read_dir(self.cache.store().view().mount_directory())?.flatten() {
             let parts = Opens::open(&table.path())?.all();
-            parts.iter().for_each(|part| self.cache.residency().book().opened(*part));
+            for part in &parts {
+                self.cache.residency().book().opened(*part);
+            }
             lock(&self.supposed).extend(parts);
         }
         Ok(())

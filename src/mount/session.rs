@@ -9,7 +9,7 @@ use fuser::{Config, MountOption, Session, SessionACL};
 use larder_keeper::{Hello, RESEND, init_request};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::filesystem::Mounted;
+use super::filesystem::{Mounted, READ_LEN_MAX};
 
 /// Threads that answer. None of them waits for the network.
 const THREADS: usize = 4;
@@ -29,7 +29,7 @@ fn config(acl: SessionACL) -> Config {
         MountOption::NoExec,
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
-        MountOption::CUSTOM("max_read=1048576".into()),
+        MountOption::CUSTOM(format!("max_read={READ_LEN_MAX}")),
     ];
     config.acl = acl;
     config.n_threads = Some(THREADS);

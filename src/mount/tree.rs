@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::links::{At, Links, relative};
+use super::lock;
 use super::node::{Key, Node, Sealed};
 use crate::cache::{ARRIVING, Cache};
 use crate::domain::{Digest, Manifest};
@@ -83,6 +84,16 @@ enum Model {
     },
 }
 
+impl Model {
+    /// What its readers wait for, where they do.
+    fn record(&self) -> Option<Arc<SourceRecord>> {
+        match self {
+            Self::Arriving { record, .. } => Some(Arc::clone(record)),
+            Self::Whole(_) => None,
+        }
+    }
+}
+
 /// The file system as the cache has it.
 #[derive(Debug)]
 pub struct Tree {
@@ -91,10 +102,6 @@ pub struct Tree {
     models: Mutex<HashMap<Key, Arc<Model>>>,
     links: Mutex<Option<(Instant, Arc<Links>)>>,
     walked: Mutex<Option<Instant>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tree {
@@ -162,13 +169,9 @@ impl Tree {
                 entry(Node::Directory { key, path: "".into() }, Lasts::Moment)
             }
             Node::Sources(directory) => {
-                let path: Arc<str> =
-                    if directory.is_empty() { name.into() } else { format!("{directory}/{name}").into() };
-                let node = match self.links()?.at(&path).ok_or_else(nothing)? {
-                    At::Directory => Node::Sources(path),
-                    At::Link(target) => Node::Link { target: relative(&path, target).into(), path },
-                };
-                entry(node, Lasts::Moment)
+                let path = join(directory, name);
+                let links = self.links()?;
+                entry(below_sources(links.at(&path).ok_or_else(nothing)?, &path), Lasts::Moment)
             }
             Node::Directory { key, path } => match self.model(*key)?.as_ref() {
                 Model::Whole(directories) => {
@@ -217,11 +220,7 @@ impl Tree {
             Node::Sources(path) => {
                 let links = self.links()?;
                 let entries = links.names(path).map(|(name, at)| {
-                    let below: Arc<str> = if path.is_empty() { name.into() } else { format!("{path}/{name}").into() };
-                    let node = match at {
-                        At::Directory => Node::Sources(below),
-                        At::Link(target) => Node::Link { target: relative(&below, target).into(), path: below },
-                    };
+                    let node = below_sources(at, &join(path, name));
                     Entry { name: name.into(), node, lasts: Lasts::Moment }
                 });
                 Ok(entries.collect())
@@ -247,10 +246,7 @@ impl Tree {
 
     /// The same, if it was read before: without waiting for the disk.
     pub fn record_at_hand(&self, listing: Digest) -> Option<Arc<SourceRecord>> {
-        match lock(&self.models).get(&Key::Arriving(listing))?.as_ref() {
-            Model::Arriving { record, .. } => Some(Arc::clone(record)),
-            Model::Whole(_) => None,
-        }
+        lock(&self.models).get(&Key::Arriving(listing))?.record()
     }
 
     /// What the readers of a listing wait for.
@@ -258,10 +254,7 @@ impl Tree {
     /// # Errors
     /// [`Missing`].
     pub fn record(&self, listing: Digest) -> Result<Arc<SourceRecord>, Missing> {
-        match self.model(Key::Arriving(listing))?.as_ref() {
-            Model::Arriving { record, .. } => Ok(Arc::clone(record)),
-            Model::Whole(_) => Err(Missing::Stale),
-        }
+        self.model(Key::Arriving(listing))?.record().ok_or(Missing::Stale)
     }
 
     /// A model is gone, or not what it was.
@@ -279,7 +272,7 @@ impl Tree {
     ) -> Result<Entry, Missing> {
         let file = at.and_then(|at| record.files.get(at));
         let Some(file) = file else {
-            let path = if parent.is_empty() { Arc::clone(&name) } else { format!("{parent}/{name}").into() };
+            let path = join(parent, &name).into();
             return Ok(Entry { name, node: Node::Directory { key, path }, lasts: Lasts::Moment });
         };
         let object = record.object(file);
@@ -362,8 +355,7 @@ impl Tree {
 
     fn links(&self) -> Result<Arc<Links>, store::Error> {
         let mut links = lock(&self.links);
-        if let Some((at, links)) = links.as_ref().filter(|(at, _)| at.elapsed() < LINKS_AGE_MAX) {
-            let _ = at;
+        if let Some((_, links)) = links.as_ref().filter(|(at, _)| at.elapsed() < LINKS_AGE_MAX) {
             return Ok(Arc::clone(links));
         }
         let mut fresh = Links::default();
@@ -403,13 +395,22 @@ impl Tree {
             for entry in self.list(&directory).unwrap_or_default() {
                 self.remember(&entry.node);
                 seen += 1;
-                let is_directory = matches!(entry.node, Node::Arriving | Node::Sources(_) | Node::Directory { .. });
+                // What is below `arriving` stands here from the beginning.
+                let is_directory = matches!(entry.node, Node::Sources(_) | Node::Directory { .. });
                 if is_directory && seen < NODES_MAX {
                     open.push(entry.node);
                 }
             }
         }
         *walked = Some(Instant::now());
+    }
+}
+
+/// What is at a path below `sources`.
+fn below_sources(at: &At, path: &str) -> Node {
+    match at {
+        At::Directory => Node::Sources(path.into()),
+        At::Link(target) => Node::Link { target: relative(path, target).into(), path: path.into() },
     }
 }
 

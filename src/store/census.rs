@@ -90,11 +90,8 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
         census.add(layout, Entry { manifest: Some(digest), sources, blobs, listings, partials: Vec::new() });
     }
     for (record, used) in unfinished {
-        let blobs = store.blobs_known(&record);
-        let partials = record.files.iter().map(|file| record.object(file).file_id()).collect();
-        let listings = vec![record.listing()];
-        let sources = vec![(record.id(), record.source, used)];
-        census.add(layout, Entry { manifest: None, sources, blobs: blobs.into_iter().collect(), listings, partials });
+        let sources = vec![(record.id(), record.source.clone(), used)];
+        census.add(layout, incomplete(store, &record, record.listing(), sources));
     }
     for listing in models::all_listings(layout)? {
         // What a source does not name any more, and somebody may still read.
@@ -102,14 +99,10 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
             continue;
         }
         let Some(record) = models::read_listing(layout, &listing)? else { continue };
-        let blobs = store.blobs_known(&record).into_iter().collect();
-        let partials = record.files.iter().map(|file| record.object(file).file_id()).collect();
-        let sources = Vec::new();
-        census.add(layout, Entry { manifest: None, sources, blobs, listings: vec![listing], partials });
+        census.add(layout, incomplete(store, &record, listing, Vec::new()));
     }
     for digest in sealed::all(layout)? {
-        let on_disk = || sealed::find(layout, &digest).and_then(|path| path.metadata().ok());
-        let bytes = || on_disk().map_or(0, |metadata| metadata.blocks() * 512);
+        let bytes = || sealed::metadata(layout, &digest).map_or(0, |metadata| metadata.blocks() * 512);
         if store.holds.is_held(&digest) {
             census.held.push(digest);
             census.blobs.entry(digest).or_insert_with(bytes);
@@ -120,14 +113,29 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
     Ok(census)
 }
 
+/// What a record keeps alive that is no model yet: what has come of it, and what is on its way.
+fn incomplete(
+    store: &Store,
+    record: &SourceRecord,
+    listing: Digest,
+    sources: Vec<(String, String, SystemTime)>,
+) -> Entry {
+    Entry {
+        manifest: None,
+        sources,
+        blobs: store.blobs_known(record).into_iter().collect(),
+        listings: vec![listing],
+        partials: record.files.iter().map(|file| record.object(file).file_id()).collect(),
+    }
+}
+
 impl Census {
     fn add(&mut self, layout: &Layout, mut entry: Entry) {
         entry.blobs.retain(|digest| {
             if self.blobs.contains_key(digest) {
                 return true;
             }
-            let on_disk = sealed::find(layout, digest).and_then(|path| path.metadata().ok());
-            on_disk.is_some_and(|metadata| {
+            sealed::metadata(layout, digest).is_some_and(|metadata| {
                 self.blobs.insert(*digest, metadata.blocks() * 512);
                 true
             })

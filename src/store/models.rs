@@ -138,8 +138,12 @@ pub(super) fn read_sources(
 
 /// The record of that id, if there is one that can be read.
 pub(super) fn find_source(layout: &Layout, id: &str) -> Result<Option<SourceRecord>, Error> {
-    let path = layout.source(id);
-    match read_source(&path) {
+    source_at(&layout.source(id))
+}
+
+/// The record in a document, if there is one that can be read.
+fn source_at(path: &Path) -> Result<Option<SourceRecord>, Error> {
+    match read_source(path) {
         Ok(source) => Ok(Some(source)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
         Err(error) => Err(error).at("read", path),
@@ -174,19 +178,12 @@ pub(super) fn write_listing(layout: &Layout, record: &SourceRecord) -> Result<Di
 
 /// The listing of that name, if it is there and is what its name says.
 pub(super) fn read_listing(layout: &Layout, id: &Digest) -> Result<Option<SourceRecord>, Error> {
-    let path = layout.listing(id);
-    match read_source(&path) {
-        Ok(record) => Ok((record.listing() == *id).then_some(record)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
-        Err(error) => Err(error).at("read", path),
-    }
+    Ok(source_at(&layout.listing(id))?.filter(|record| record.listing() == *id))
 }
 
 /// The names of all listings.
 pub(super) fn all_listings(layout: &Layout) -> Result<Vec<Digest>, Error> {
-    let directory = layout.listings();
-    let names = fsx::names(&directory).at("list", &directory)?;
-    Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
+    digests_in(&layout.listings())
 }
 
 /// Writes a manifest under its digest; true when it was not there, or not what its name says.
@@ -220,8 +217,12 @@ pub(super) fn read_manifest(layout: &Layout, digest: &Digest) -> Result<Manifest
 
 /// Digests of all manifests in the store.
 pub(super) fn all_manifests(layout: &Layout) -> Result<Vec<Digest>, Error> {
-    let directory = layout.root().join("manifests");
-    let names = fsx::names(&directory).at("list", &directory)?;
+    digests_in(&layout.root().join("manifests"))
+}
+
+/// The digests that documents in a directory are named by.
+fn digests_in(directory: &Path) -> Result<Vec<Digest>, Error> {
+    let names = fsx::names(directory).at("list", directory)?;
     Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
 }
 

@@ -113,16 +113,12 @@ impl View {
         models::all_listings(&self.layout)
     }
 
-    /// The bytes and the metadata of a sealed blob.
+    /// The bytes of a sealed blob.
     ///
     /// # Errors
     /// [`Error::Absent`]; [`Error::Io`].
-    pub fn open_blob(&self, digest: &Digest) -> Result<(File, Metadata), Error> {
-        sealed::with_path(&self.layout, digest, digest, |path| {
-            let file = File::open(path).at("open", path)?;
-            let metadata = file.metadata().at("look at", path)?;
-            Ok((file, metadata))
-        })
+    pub fn open_blob(&self, digest: &Digest) -> Result<File, Error> {
+        sealed::with_path(&self.layout, digest, digest, |path| File::open(path).at("open", path))
     }
 
     /// The metadata of a sealed blob. The time of its last change tells one copy from another that
@@ -163,7 +159,7 @@ impl View {
     /// The length of a sealed blob in bytes; 0 when it is not here.
     #[must_use]
     pub fn blob_len(&self, digest: &Digest) -> u64 {
-        sealed::find(&self.layout, digest).and_then(|path| path.metadata().ok()).map_or(0, |m| m.len())
+        sealed::metadata(&self.layout, digest).map_or(0, |metadata| metadata.len())
     }
 
     /// The bytes of a sealed blob, for files that are read whole (at most `len_max` bytes).

@@ -33,7 +33,7 @@ const INIT_EXT: u64 = 1 << 30;
 /// `FUSE_PASSTHROUGH`: reads of a file with a backing id do not come to the daemon.
 pub const PASSTHROUGH: u64 = 1 << 37;
 /// What is asked for, where the kernel has it.
-const WANTED: u64 = 1 << 0 // ASYNC_READ
+pub const WANTED: u64 = 1 << 0 // ASYNC_READ
     | 1 << 5 // BIG_WRITES: without it, requests stay at one page
     | 1 << 13 // DO_READDIRPLUS
     | 1 << 14 // READDIRPLUS_AUTO
