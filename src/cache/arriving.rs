@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
 
 use super::ensure::{LeaseWish, Wish};
+use super::flight::Seat;
 use super::{Cache, blocking, lock};
 use crate::domain::{Digest, Source};
 use crate::fetch::{Selection, TakeBack};
@@ -36,6 +37,8 @@ pub(super) struct Coming {
 #[derive(Debug)]
 struct One {
     read: Mutex<Instant>,
+    /// On a flight that is under way, for the next try: somebody who leaves it has left it here.
+    seat: Mutex<Option<Seat>>,
     state: watch::Sender<State>,
 }
 
@@ -96,9 +99,10 @@ impl Cache {
         self.engine.arrivals().of(object).take_back()
     }
 
-    /// Keeps a listing coming from now on.
-    pub(super) fn keep_coming(self: &Arc<Self>, record: &Arc<SourceRecord>) {
-        drop(self.coming(record.listing(), record));
+    /// Keeps a listing coming from now on. `seat` is on the flight that brings it, which would end
+    /// if it was given up before another was taken.
+    pub(super) fn keep_coming(self: &Arc<Self>, record: &Arc<SourceRecord>, seat: Option<Seat>) {
+        drop(self.coming(record.listing(), record, seat));
     }
 
     /// Goes on with what leases of an earlier life wait for.
@@ -114,17 +118,22 @@ impl Cache {
             Ok(records?.into_iter().flatten().map(Arc::new).collect::<Vec<_>>())
         })
         .await?;
-        records.iter().for_each(|record| self.keep_coming(record));
+        records.iter().for_each(|record| self.keep_coming(record, None));
         Ok(())
     }
 
-    fn coming(self: &Arc<Self>, id: Digest, record: &Arc<SourceRecord>) -> watch::Receiver<State> {
+    fn coming(self: &Arc<Self>, id: Digest, record: &Arc<SourceRecord>, seat: Option<Seat>) -> watch::Receiver<State> {
         let mut now = lock(&self.coming.now);
         if let Some(one) = now.get(&id) {
             *lock(&one.read) = Instant::now();
+            // Else it has a seat on that flight itself.
+            if seat.is_some() && matches!(*one.state.borrow(), State::Waiting(_)) {
+                *lock(&one.seat) = seat;
+            }
             return one.state.subscribe();
         }
-        let one = Arc::new(One { read: Mutex::new(Instant::now()), state: watch::Sender::new(State::Flying) });
+        let (read, state) = (Mutex::new(Instant::now()), watch::Sender::new(State::Flying));
+        let one = Arc::new(One { read, seat: Mutex::new(seat), state });
         now.insert(id, Arc::clone(&one));
         let (cache, record, state) = (Arc::clone(self), Arc::clone(record), one.state.subscribe());
         tokio::spawn(async move { cache.keep(id, &record, &one).await });
@@ -151,7 +160,8 @@ impl Cache {
                 break;
             }
             let _marked = self.residency.moving(&key);
-            let (seat, _) = self.board(&wish, &key);
+            let left_here = lock(&one.seat).take();
+            let seat = left_here.unwrap_or_else(|| self.board(&wish, &key).0);
             one.state.send_replace(State::Flying);
             let landing = tokio::select! {
                 landing = seat.landed() => landing,
@@ -275,7 +285,7 @@ impl Cache {
             }
             let Some((want, coming)) = &mut waiting else {
                 let want = arrival.want(offset..offset + len as u64);
-                let mut coming = self.coming(listing, record);
+                let mut coming = self.coming(listing, record, None);
                 coming.mark_unchanged();
                 waiting = Some((want, coming));
                 // The bytes may have come between the look and the wish.

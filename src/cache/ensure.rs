@@ -205,7 +205,7 @@ impl Cache {
                     return Ok((granted, label));
                 }
                 Wait::Listed(record) => {
-                    let granted = self.grant_arriving(wish, record, &seat, started, tell).await?;
+                    let granted = self.grant_arriving(wish, record, seat, started, tell).await?;
                     return Ok((granted, telemetry::Outcome::Lazy));
                 }
                 Wait::Landed(Landing { result: Err(failure), unanswered: true }) => (failure.message.clone(), failure),
@@ -347,7 +347,7 @@ impl Cache {
         self: &Arc<Self>,
         wish: &Wish,
         record: Arc<SourceRecord>,
-        seat: &Seat,
+        seat: Seat,
         started: Instant,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Granted, Failure> {
@@ -366,10 +366,10 @@ impl Cache {
             Ok((listing, (id, callers.flatten())))
         })
         .await?;
-        // Before the seat is given up: the flight goes on for as long as the lease does.
-        self.keep_coming(&record);
         let (id, lease) = lease;
         let moving = seat.flight().moving();
+        // The flight goes on for as long as the lease does.
+        self.keep_coming(&record, Some(seat));
         let mut ready = Ready {
             source: wish.source.to_string(),
             digest: listing.to_string(),
