@@ -1,25 +1,9 @@
 //! `daemonset/uninstall`, with a kubectl that notes what it is asked and answers from files.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use super::load;
-
-/// A cluster with one node, which has a label of ours, and with the pods in `users`.
-const KUBECTL: &str = r#"#!/bin/sh
-printf '%s\n' "$*" | tr '\n' ' ' >> "$STAGE/calls"
-echo >> "$STAGE/calls"
-case "$*" in
-  *create*) cat >> "$STAGE/created" ;;
-  *"get pods --all-namespaces"*csi.larder.dev*) cat "$STAGE/users" ;;
-  *"get pods --all-namespaces"*hostPath*) cat "$STAGE/readers" ;;
-  *"get nodes"*labels*) printf 'n1 kubernetes.io/os\nn1 models.larder.dev/llama\n' ;;
-  *"get pods -l app.kubernetes.io/name=larder-keeper -o jsonpath"*) echo n1 ;;
-  *"volumes[?(@.name==\"larder\")]"*) printf /mnt/disk/larder ;;
-  *api-resources*) echo validatingadmissionpolicies.admissionregistration.k8s.io ;;
-esac
-"#;
 
 struct Stage {
     at: tempfile::TempDir,
@@ -31,9 +15,6 @@ impl Stage {
         std::fs::write(at.path().join("users"), users).expect("a file");
         std::fs::write(at.path().join("readers"), readers).expect("a file");
         std::fs::write(at.path().join("created"), "").expect("a file");
-        let kubectl = at.path().join("kubectl");
-        std::fs::write(&kubectl, KUBECTL).expect("a file");
-        std::fs::set_permissions(&kubectl, PermissionsExt::from_mode(0o755)).expect("a mode");
         Self { at }
     }
 
@@ -41,7 +22,9 @@ impl Stage {
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new(load::daemonset().join("uninstall"));
         command.args(args).stdin(Stdio::null());
-        command.env("PATH", format!("{}:{path}", self.at.path().display())).env("STAGE", self.at.path());
+        command
+            .env("PATH", format!("{}:{path}", load::root().join("tests/manifests/bin").display()))
+            .env("STAGE", self.at.path());
         command.output().expect("bash")
     }
 
