@@ -38,7 +38,7 @@ pub fn object(kind: &str, name: &str) -> Document {
     found[0].clone()
 }
 
-/// A DaemonSet, its pod, and the pod's container.
+/// A `DaemonSet`, its pod, and the pod's container.
 pub fn daemonset(name: &str) -> (DaemonSet, PodSpec, Container) {
     let set: DaemonSet = object("DaemonSet", name).read();
     let pod = set.spec.clone().expect("a spec").template.spec.expect("a pod");

@@ -67,7 +67,7 @@ fn pods(document: &Document) -> Vec<Pod> {
     }
 }
 
-/// KServe writes the fields of a pod and those of a container into each other.
+/// `KServe` writes the fields of a pod and those of a container into each other.
 fn predictor(value: &Value) -> Value {
     let mut pod = value.as_object().expect("a predictor").clone();
     let model = pod.get("model").cloned().expect("a model");
