@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use larder_keeper::protocol::{self, number};
 
 const MOUNT: &str = "/var/lib/larder/mount/models";
+const MODELS: &str = "/var/lib/larder/store/v1/models";
 /// `nonroot` of the distroless images.
 const PEER_UID: &str = "65532";
 const BIND_BELOW: [&str; 1] = ["/var/lib/kubelet/pods"];
@@ -21,6 +22,8 @@ Usage: larder-keeper [OPTIONS]
 
 Options:
       --mount DIR         Where the file system is mounted [/var/lib/larder/mount/models]
+      --models DIR        Where the daemon keeps complete models, one directory each
+                          [/var/lib/larder/store/v1/models]
       --socket PATH       Where the daemon finds the keeper [/run/larder-keeper/keeper.sock]
       --peer-uid UID      Who is answered, besides root [65532]
       --bind-below DIR    Where a model may be mounted for a pod; may be given again
@@ -53,6 +56,7 @@ pub enum Command {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Settings {
     pub mount: PathBuf,
+    pub models: PathBuf,
     pub socket: PathBuf,
     pub peer_uid: u32,
     pub bind_below: Vec<PathBuf>,
@@ -60,8 +64,9 @@ pub struct Settings {
 }
 
 /// An option, its variable, and whether it takes several values.
-const OPTIONS: [(&str, &str, bool); 5] = [
+const OPTIONS: [(&str, &str, bool); 6] = [
     ("--mount", "LARDER_KEEPER_MOUNT", false),
+    ("--models", "LARDER_KEEPER_MODELS", false),
     ("--socket", "LARDER_KEEPER_SOCKET", false),
     ("--peer-uid", "LARDER_KEEPER_PEER_UID", false),
     ("--bind-below", "LARDER_KEEPER_BIND_BELOW", true),
@@ -104,7 +109,7 @@ pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -
             problems.push(format!("`{name}` is given more than once"));
         }
     }
-    let [mount, socket, peer_uid, bind_below, listen_below] = typed;
+    let [mount, models, socket, peer_uid, bind_below, listen_below] = typed;
     let peer_uid = peer_uid.into_iter().next().unwrap_or_else(|| PEER_UID.into());
     // The last UID means "no change" to chown(2).
     let uid = number(peer_uid.as_bytes()).filter(|uid| *uid != u32::MAX);
@@ -113,6 +118,7 @@ pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -
     }
     let settings = Settings {
         mount: places(mount, &[MOUNT], &mut problems).swap_remove(0),
+        models: places(models, &[MODELS], &mut problems).swap_remove(0),
         socket: places(socket, &[protocol::SOCKET], &mut problems).swap_remove(0),
         peer_uid: uid.unwrap_or_default(),
         bind_below: places(bind_below, &BIND_BELOW, &mut problems),
@@ -164,12 +170,22 @@ mod tests {
     #[test]
     fn every_option_is_read() {
         let settings = check(
-            &["--mount=/m", "--socket", "/s=", "--peer-uid=7", "--bind-below=/a", "--bind-below", "/b:c"],
+            &[
+                "--mount=/m",
+                "--models=/n",
+                "--socket",
+                "/s=",
+                "--peer-uid=7",
+                "--bind-below=/a",
+                "--bind-below",
+                "/b:c",
+            ],
             &[("LARDER_KEEPER_LISTEN_BELOW", "/c:/d"), ("LARDER_KEEPER_MOUNT", "/x"), ("LARDER_KEEPER_PEER_UID", "")],
         );
         let paths = |paths: [&str; 2]| paths.map(PathBuf::from).to_vec();
         let expected = Settings {
             mount: "/m".into(),
+            models: "/n".into(),
             socket: "/s=".into(),
             peer_uid: 7,
             bind_below: paths(["/a", "/b:c"]),
@@ -182,9 +198,8 @@ mod tests {
     fn the_defaults_are_those_of_the_help() {
         let settings = check(&[], &[]).unwrap();
         assert_eq!(settings.peer_uid.to_string(), PEER_UID);
-        for path in
-            [&settings.mount, &settings.socket].into_iter().chain(&settings.bind_below).chain(&settings.listen_below)
-        {
+        let single = [&settings.mount, &settings.models, &settings.socket];
+        for path in single.into_iter().chain(&settings.bind_below).chain(&settings.listen_below) {
             assert!(HELP.contains(path.to_str().unwrap()), "{path:?}");
         }
     }

@@ -5,6 +5,7 @@
 mod args;
 mod backing;
 mod bind;
+mod models;
 mod mount;
 mod mountinfo;
 mod peer;

@@ -22,7 +22,7 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use crate::args::Settings;
 use crate::backing::Backing;
 use crate::mount::Mount;
-use crate::{EXIT_KERNEL, bind, say, socket, sys};
+use crate::{EXIT_KERNEL, bind, place, say, socket, sys};
 
 /// One daemon needs one, and one more for each errand.
 const CONNECTIONS_MAX: usize = 256;
@@ -187,8 +187,15 @@ impl Desk {
                 say(&format!("bound `{}` to `{}`", source.display(), target.display()));
                 Ok(ok(&[]))
             }
+            ([b"publish", name, target], _) => {
+                let (name, target) = (path(name), path(target));
+                bind::publish(&self.settings, name, target)?;
+                say(&format!("published `{}` at `{}`", name.display(), target.display()));
+                Ok(ok(&[]))
+            }
+            ([b"there", at], _) => place::there(bind_below, path(at)).map(flag),
             ([b"unbind", target], _) => {
-                let was_bound = bind::unbind(bind_below, path(target))?;
+                let was_bound = bind::unbind(&self.settings, path(target))?;
                 say(&format!("unbound `{}`", path(target).display()));
                 Ok(flag(was_bound))
             }
@@ -248,7 +255,7 @@ impl Desk {
         let walk = || {
             sys::keep_only(&self.mount.root)
                 .map_err(|error| Refusal::new(Errno::NOSYS, format!("cannot let go of /dev/fuse: {error}")))?;
-            bind::bind(&self.mount, &self.settings.bind_below, source, target)
+            bind::bind(&self.mount, &self.settings, source, target)
         };
         let walked =
             thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, walk).map(ScopedJoinHandle::join));

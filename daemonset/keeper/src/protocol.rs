@@ -8,6 +8,8 @@
 //! | `unback` key | `1`, or `0` for an unknown key | forgets it |
 //! | `keys` key, or nothing | keys above it, ascending, some at a time | |
 //! | `bind` source target | | mounts a directory of the file system somewhere else |
+//! | `publish` name target | | mounts a directory of the store of complete models somewhere else |
+//! | `there` path | `1` or `0` | whether it is a directory |
 //! | `unbind` target | `1`, or `0` if nothing was there | takes that back, and removes the directory |
 //! | `listen` path | ; and a socket | makes a listening stream socket |
 //! | `unlisten` path | | removes its name |

@@ -11,7 +11,7 @@ use crate::scene::{errno, is_socket, mode, mount_tmpfs, scene, until};
 #[test]
 fn kubelet_reaches_the_daemon_through_a_socket_of_the_keepers() {
     let Some(scene) = scene() else { return };
-    let (keeper, _) = scene.connect();
+    let keeper = scene.errands();
     let descriptors = scene.descriptors();
     let path = scene.path("plugins/larder/csi.sock");
     let listener = UnixListener::from(keeper.listen(&path).unwrap());
@@ -33,7 +33,7 @@ fn kubelet_reaches_the_daemon_through_a_socket_of_the_keepers() {
 #[test]
 fn sockets_are_made_nowhere_else() {
     let Some(scene) = scene() else { return };
-    let (keeper, _) = scene.connect();
+    let keeper = scene.errands();
     let (plugins, other) = (scene.path("plugins"), scene.path("store/other"));
     fs::create_dir(&other).unwrap();
     symlink(&other, plugins.join("link")).unwrap();
