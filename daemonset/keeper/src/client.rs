@@ -190,7 +190,11 @@ impl Errands {
         flag(&self.errand(&[b"there", bytes(path.as_ref())])?)
     }
 
-    /// A listening stream socket at `path`, in the place of a socket that was there.
+    /// The listening stream socket at `path`: the one that the daemon before had, with whoever
+    /// waits in it, or a new one in the place of a socket that was there.
+    ///
+    /// It is one socket for all who got it: so is whether it blocks, and a `shutdown(2)` ends it
+    /// for all. Closing it ends nothing.
     ///
     /// # Errors
     /// A [`Refusal`]: `path` is not where sockets may be, or is something else.
@@ -199,7 +203,7 @@ impl Errands {
         packet.descriptors.pop().ok_or_else(not_an_answer)
     }
 
-    /// Removes a socket's name.
+    /// Has the keeper forget a socket, and removes its name.
     ///
     /// # Errors
     /// As for [`Keeper::listen`].

@@ -22,7 +22,8 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use crate::args::Settings;
 use crate::backing::Backing;
 use crate::mount::Mount;
-use crate::{EXIT_KERNEL, bind, place, say, socket, sys};
+use crate::socket::Kept;
+use crate::{EXIT_KERNEL, bind, place, say, sys};
 
 /// One daemon needs one, and one more for each errand.
 const CONNECTIONS_MAX: usize = 256;
@@ -40,6 +41,7 @@ pub struct Desk {
     settings: Settings,
     mount: Mount,
     backing: Backing,
+    sockets: Kept,
     /// The daemon's connection.
     daemon: Mutex<Option<Arc<OwnedFd>>>,
     connections: AtomicUsize,
@@ -73,11 +75,12 @@ fn ok(fields: &[&[u8]]) -> Answer {
 impl Desk {
     /// For the life of the process: threads that wait in a bind may outlive everything else.
     pub fn open(settings: Settings, mount: Mount) -> &'static Self {
-        let (daemon, backing) = (Mutex::default(), Backing::default());
+        let (daemon, backing, sockets) = (Mutex::default(), Backing::default(), Kept::default());
         Box::leak(Box::new(Self {
             settings,
             mount,
             backing,
+            sockets,
             daemon,
             connections: AtomicUsize::new(0),
             binds: AtomicUsize::new(0),
@@ -200,12 +203,12 @@ impl Desk {
                 Ok(flag(was_bound))
             }
             ([b"listen", at], _) => {
-                let socket = socket::listen(listen_below, path(at))?;
+                let socket = self.sockets.listen(listen_below, path(at))?;
                 say(&format!("listens at `{}` for the daemon", path(at).display()));
-                Ok((ok(&[]).0, Some(Arc::new(socket))))
+                Ok((ok(&[]).0, Some(socket)))
             }
             ([b"unlisten", at], _) => {
-                socket::unlisten(listen_below, path(at))?;
+                self.sockets.unlisten(listen_below, path(at))?;
                 say(&format!("removed `{}`", path(at).display()));
                 Ok(ok(&[]))
             }

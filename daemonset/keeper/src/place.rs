@@ -108,6 +108,12 @@ impl Place {
         }
     }
 
+    /// The number of whatever has that name, and of its file system.
+    pub fn inode(&self) -> rustix::io::Result<(u64, u64)> {
+        let found = statat(&self.parent, &self.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok((found.st_dev, found.st_ino))
+    }
+
     /// A path for calls that take nothing else; leads through the open directory.
     pub fn path(&self) -> PathBuf {
         self_fd(&self.parent).join(&self.name)
