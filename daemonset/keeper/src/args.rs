@@ -30,15 +30,18 @@ Options:
                           [/var/lib/kubelet/pods]
       --listen-below DIR  Where sockets for kubelet may be made; may be given again
                           [/var/lib/kubelet/plugins, /var/lib/kubelet/plugins_registry]
+      --own DIR           A directory to make and give to the peer; may be given again
+      --probe             Ask the keeper at --socket whether it answers, and end
   -h, --help              This text
   -V, --version           The version
 
-Every option is also a variable: LARDER_KEEPER_MOUNT and so on; colons separate directories.
+Every option with a value is also a variable: LARDER_KEEPER_MOUNT and so on; colons separate directories.
 SIGTERM and SIGINT detach the mount; files that are open stay readable where they are complete.
 
 Exit codes:
     0  told to end
    64  usage: an argument or a variable is wrong
+   69  --probe: no keeper answers
    71  the kernel refuses or lacks something
    75  another keeper listens at the socket
 ";
@@ -50,6 +53,8 @@ pub enum Command {
     Print(String),
     /// Keep the mount.
     Keep(Settings),
+    /// Ask a keeper with these settings whether it answers.
+    Probe(Settings),
 }
 
 /// How.
@@ -61,16 +66,18 @@ pub struct Settings {
     pub peer_uid: u32,
     pub bind_below: Vec<PathBuf>,
     pub listen_below: Vec<PathBuf>,
+    pub own: Vec<PathBuf>,
 }
 
 /// An option, its variable, and whether it takes several values.
-const OPTIONS: [(&str, &str, bool); 6] = [
+const OPTIONS: [(&str, &str, bool); 7] = [
     ("--mount", "LARDER_KEEPER_MOUNT", false),
     ("--models", "LARDER_KEEPER_MODELS", false),
     ("--socket", "LARDER_KEEPER_SOCKET", false),
     ("--peer-uid", "LARDER_KEEPER_PEER_UID", false),
     ("--bind-below", "LARDER_KEEPER_BIND_BELOW", true),
     ("--listen-below", "LARDER_KEEPER_LISTEN_BELOW", true),
+    ("--own", "LARDER_KEEPER_OWN", true),
 ];
 
 /// Reads the arguments (without the program's name), and what they leave open from the environment.
@@ -80,6 +87,7 @@ const OPTIONS: [(&str, &str, bool); 6] = [
 pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Command, Vec<String>> {
     let mut problems = Vec::new();
     let mut typed: [Vec<OsString>; OPTIONS.len()] = Default::default();
+    let mut is_probe = false;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let (name, inline) = split(&argument);
@@ -87,6 +95,10 @@ pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -
             Some("-h" | "--help") => return Ok(Command::Print(HELP.to_owned())),
             Some("-V" | "--version") => {
                 return Ok(Command::Print(concat!("larder-keeper ", env!("CARGO_PKG_VERSION"), "\n").to_owned()));
+            }
+            Some("--probe") if inline.is_none() => {
+                is_probe = true;
+                continue;
             }
             _ => {}
         }
@@ -109,7 +121,7 @@ pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -
             problems.push(format!("`{name}` is given more than once"));
         }
     }
-    let [mount, models, socket, peer_uid, bind_below, listen_below] = typed;
+    let [mount, models, socket, peer_uid, bind_below, listen_below, own] = typed;
     let peer_uid = peer_uid.into_iter().next().unwrap_or_else(|| PEER_UID.into());
     // The last UID means "no change" to chown(2).
     let uid = number(peer_uid.as_bytes()).filter(|uid| *uid != u32::MAX);
@@ -123,11 +135,16 @@ pub fn parse(arguments: Vec<OsString>, env: &dyn Fn(&str) -> Option<OsString>) -
         peer_uid: uid.unwrap_or_default(),
         bind_below: places(bind_below, &BIND_BELOW, &mut problems),
         listen_below: places(listen_below, &LISTEN_BELOW, &mut problems),
+        own: places(own, &[], &mut problems),
     };
     if settings.socket.as_os_str().len() > SOCKET_LEN_MAX {
         problems.push(format!("`{}` has more than {SOCKET_LEN_MAX} bytes", settings.socket.display()));
     }
-    if problems.is_empty() { Ok(Command::Keep(settings)) } else { Err(problems) }
+    match (problems.is_empty(), is_probe) {
+        (true, false) => Ok(Command::Keep(settings)),
+        (true, true) => Ok(Command::Probe(settings)),
+        (false, _) => Err(problems),
+    }
 }
 
 /// An option and its value, if that is in the same argument.
@@ -162,6 +179,7 @@ mod tests {
         let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         match parse(arguments.iter().map(OsString::from).collect(), &env) {
             Ok(Command::Keep(settings)) => Ok(settings),
+            Ok(Command::Probe(settings)) => Err(format!("probe {}", settings.socket.display())),
             Ok(Command::Print(text)) => Err(text),
             Err(problems) => Err(problems.join("\n")),
         }
@@ -179,6 +197,8 @@ mod tests {
                 "--bind-below=/a",
                 "--bind-below",
                 "/b:c",
+                "--own=/e",
+                "--own=/f",
             ],
             &[("LARDER_KEEPER_LISTEN_BELOW", "/c:/d"), ("LARDER_KEEPER_MOUNT", "/x"), ("LARDER_KEEPER_PEER_UID", "")],
         );
@@ -190,6 +210,7 @@ mod tests {
             peer_uid: 7,
             bind_below: paths(["/a", "/b:c"]),
             listen_below: paths(["/c", "/d"]),
+            own: paths(["/e", "/f"]),
         };
         assert_eq!(settings, Ok(expected));
     }
@@ -198,6 +219,7 @@ mod tests {
     fn the_defaults_are_those_of_the_help() {
         let settings = check(&[], &[]).unwrap();
         assert_eq!(settings.peer_uid.to_string(), PEER_UID);
+        assert!(settings.own.is_empty());
         let single = [&settings.mount, &settings.models, &settings.socket];
         for path in single.into_iter().chain(&settings.bind_below).chain(&settings.listen_below) {
             assert!(HELP.contains(path.to_str().unwrap()), "{path:?}");
@@ -238,6 +260,9 @@ mod tests {
             ("--peer-uid=", "`` is no UID"),
             ("--mount=/", "`/` is no place"),
             (&long, "more than 107 bytes"),
+            ("--own=", "`` is no place"),
+            ("--probe=yes", "unknown argument `--probe=yes`"),
+            ("--probe", "probe /run/larder-keeper/keeper.sock"),
             ("--help", "Exit codes:"),
             ("-V", "larder-keeper 0."),
         ] {
