@@ -25,7 +25,6 @@ mod status;
 mod verify;
 mod wanted;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -44,7 +43,7 @@ pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
 pub use mounted::{ARRIVING, MountStatus};
-pub use owner::{Owner, OwnerError};
+pub use owner::{Owner, OwnerError, Pods};
 pub use rate::Rate;
 pub use repair::{Damage, Puller, counted, repair};
 pub use residency::{Pressure, Watermarks};
@@ -53,14 +52,14 @@ pub use verify::{Tell, VerifyEvent, verify};
 pub use wanted::{Progressing, Want, WantedState};
 
 /// How a cache behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     /// How full the file system may be.
     pub watermarks: Watermarks,
     /// How long the origin's last answer counts.
     pub recheck: Duration,
-    /// kubelet's directory; `pods/<uid>` below it says whether a pod is there.
-    pub kubelet: PathBuf,
+    /// How it is seen whether a pod is still there.
+    pub pods: Pods,
     /// How origins are reached.
     pub origin: remote::Options,
 }
@@ -91,8 +90,8 @@ impl Cache {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn open(store: Arc<Store>, settings: Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, store::Error> {
-        let Settings { watermarks, recheck, kubelet, origin } = settings;
-        let residency = residency::Residency::open(Arc::clone(&store), watermarks, kubelet, Arc::clone(&metrics))?;
+        let Settings { watermarks, recheck, pods, origin } = settings;
+        let residency = residency::Residency::open(Arc::clone(&store), watermarks, pods, Arc::clone(&metrics))?;
         let residency = Arc::new(residency);
         let room: Arc<dyn Room> = Arc::clone(&residency) as _;
         Ok(Arc::new(Self {

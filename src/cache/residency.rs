@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::book::Book;
+use super::book::{Book, Lease};
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
 use super::lock;
+use super::owner::{Owner, Pods};
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
 use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
@@ -75,7 +76,7 @@ struct Known {
 pub struct Residency {
     pub(super) store: Arc<Store>,
     pub(super) watermarks: Watermarks,
-    pub(super) kubelet: PathBuf,
+    pub(super) pods: Pods,
     pub(super) ledger: Arc<Ledger>,
     book: Mutex<Book>,
     known: Mutex<Known>,
@@ -94,14 +95,14 @@ impl Residency {
     pub fn open(
         store: Arc<Store>,
         watermarks: Watermarks,
-        kubelet: PathBuf,
+        pods: Pods,
         metrics: Arc<Metrics>,
     ) -> Result<Self, store::Error> {
         let book = Mutex::new(Book::open(&store)?);
         Ok(Self {
             store,
             watermarks,
-            kubelet,
+            pods,
             ledger: Arc::default(),
             book,
             known: Mutex::default(),
@@ -349,7 +350,11 @@ impl Residency {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn end_leases(&self) -> Result<usize, store::Error> {
-        let ended = self.book().ended(&self.kubelet, SystemTime::now());
+        let leases: Vec<(String, Lease)> =
+            self.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect();
+        let now = SystemTime::now();
+        let ended: Vec<String> =
+            leases.into_iter().filter(|(_, lease)| lease.has_ended(&self.pods, now)).map(|(id, _)| id).collect();
         for id in &ended {
             self.release(id)?;
         }
@@ -363,6 +368,16 @@ impl Residency {
             }
         }
         Ok(ended.len())
+    }
+
+    /// Ends every lease of some owners. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn release_all(&self, of: impl Fn(&Owner) -> bool) -> Result<(), store::Error> {
+        let theirs: Vec<String> =
+            self.book().leases().filter(|(_, lease)| of(&lease.owner)).map(|(id, _)| id.clone()).collect();
+        theirs.iter().try_for_each(|id| self.release(id).map(drop))
     }
 
     /// Ends a lease; whether there was one. Blocking.
