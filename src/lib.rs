@@ -8,6 +8,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod csi;
 pub mod daemon;
 pub mod domain;
 pub mod fetch;

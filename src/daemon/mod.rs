@@ -10,12 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use larder_keeper::Errands;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::cache::{Cache, Settings, Watermarks};
-use crate::config::{Config, Loaded, MountAt};
+use crate::cache::{Cache, Pods, Settings, Watermarks};
+use crate::config::{Caller, Config, Loaded, MountAt};
 use crate::control::{self, Api, Phase, Rights};
+use crate::csi;
+use crate::domain::Source;
 use crate::mount::{Mounts, Unmount};
 use crate::remote;
 use crate::report::{Exit, Failure, text};
@@ -70,14 +73,23 @@ fn settings(config: &Config) -> Settings {
     Settings {
         watermarks: Watermarks { high: config.high_watermark, low: config.low_watermark },
         recheck: config.recheck,
-        kubelet: config.kubelet_dir.clone(),
+        pods: pods(config),
         origin: remote::Options {
             anonymous: config.anonymous,
             requester_pays: config.requester_pays,
             region: config.region.clone(),
             endpoint: config.endpoint_url.clone(),
+            keys: None,
         },
     }
+}
+
+/// The daemon that has a keeper may look into none of kubelet's directories, and asks it.
+fn pods(config: &Config) -> Pods {
+    let pods = config.kubelet_dir.join("pods");
+    let Some(MountAt::Keeper(socket)) = &config.mount else { return Pods::Directory(pods) };
+    let keeper = Errands::new(socket);
+    Pods::Asked(Box::new(move |uid| keeper.there(pods.join(uid)).ok()))
 }
 
 async fn serve(
@@ -102,12 +114,15 @@ async fn serve(
     let api = Arc::new(Api {
         cache: Arc::clone(cache),
         metrics,
-        allows: Box::new(move |source| allowed.allows(source)),
+        allows: Box::new(move |rights, source| match rights {
+            Rights::Use => allowed.lets(Caller::Unnamed, source),
+            Rights::Admin => allowed.allows(source),
+        }),
         phase: phases,
         started: text::unix(SystemTime::now()),
         socket: config.socket.clone(),
     });
-    let unmount = mount(config, cache)?;
+    let (mounts, unmount) = mount(config, cache)?.unzip();
     let (closing, closed) = watch::channel(false);
     tokio::spawn(control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone()));
     tokio::spawn(control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone()));
@@ -132,6 +147,10 @@ async fn serve(
         tracing::warn!(error = %failure.message, "models that pods read while they arrive are fetched when they are read");
     }
 
+    if let Some(mounts) = &mounts {
+        serve_kubelet(config, cache, mounts)?;
+    }
+
     let deadline = stop.asked().await;
     tracing::info!("stopping: what is on its way stays resumable");
     phase.send_replace(Phase::Stopping);
@@ -146,21 +165,49 @@ async fn serve(
     for socket in [&config.socket, &config.admin_socket] {
         let _ = std::fs::remove_file(socket);
     }
-    if let Some(unmount) = unmount {
+    if let Some(unmount) = unmount.flatten() {
         unmount.unmount();
     }
     tracing::info!("stopped");
     Ok(Exit::Done)
 }
 
+/// Is the CSI driver of the node, where there is a keeper for what only root may do.
+fn serve_kubelet(config: &Config, cache: &Arc<Cache>, mounts: &Mounts) -> Result<(), Failure> {
+    let Some(node) = config.node.clone() else { return Ok(()) };
+    let Some(MountAt::Keeper(socket)) = &config.mount else {
+        tracing::warn!("there are no CSI volumes on this node: they need the setting `mount` to name a keeper");
+        return Ok(());
+    };
+    let rules = config.clone();
+    let policy = move |pod: &csi::Pod, source: &Source| {
+        let csi::Pod { namespace, service_account, .. } = pod;
+        if rules.lets(Caller::Pod { namespace, service_account }, source) {
+            return Ok(());
+        }
+        Err(Failure::hinted(
+            Exit::Denied,
+            format!("service account `{service_account}` of namespace `{namespace}` may not ask for `{source}`"),
+            "the settings `sources` and `policy` of larder's daemon say who may",
+        ))
+    };
+    let keeper = Errands::new(socket);
+    let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy))?;
+    tokio::spawn(plugin.run(mounts.count()));
+    Ok(())
+}
+
+/// The mounts, and how to end one of our own.
+type Mounting = (Arc<Mounts>, Option<Unmount>);
+
 /// Mounts, or follows the keeper that does.
-fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Unmount>, Failure> {
+fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Mounting>, Failure> {
     let Some(at) = &config.mount else { return Ok(None) };
     let mounts = Mounts::new(cache, tokio::runtime::Handle::current(), config.read_timeout)
         .map_err(|error| Failure::new(Exit::Defect, format!("cannot serve a mount: {error}")))?;
     match at {
         MountAt::Directory(directory) => match mounts.mount(directory) {
-            Ok(unmount) => Ok(Some(unmount)),
+            Ok(unmount) => Ok(Some((mounts, Some(unmount)))),
             Err(error) => Err(Failure::hinted(
                 Exit::Usage,
                 format!("cannot mount at `{}`: {error}", directory.display()),
@@ -168,12 +215,12 @@ fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Unmount>, Failure
             )),
         },
         MountAt::Keeper(socket) => {
-            let socket = socket.clone();
+            let (socket, followed) = (socket.clone(), Arc::clone(&mounts));
             std::thread::Builder::new()
                 .name("keeper".into())
-                .spawn(move || mounts.follow(&socket))
+                .spawn(move || followed.follow(&socket))
                 .map_err(|error| Failure::new(Exit::Defect, format!("cannot follow the keeper: {error}")))?;
-            Ok(None)
+            Ok(Some((mounts, None)))
         }
     }
 }
