@@ -206,7 +206,7 @@ impl Errands {
     /// Has the keeper forget a socket, and removes its name.
     ///
     /// # Errors
-    /// As for [`Keeper::listen`].
+    /// As for [`Errands::listen`].
     pub fn unlisten(&self, path: impl AsRef<Path>) -> io::Result<()> {
         self.errand(&[b"unlisten", bytes(path.as_ref())]).map(drop)
     }
