@@ -5,8 +5,9 @@
 //! read while it arrives comes out of the mount. Sockets and mounts in kubelet's directories are
 //! root's to make, so [`larder_keeper::Errands`] makes them.
 //!
-//! `rpc` is the protocol, `volume` what a pod may ask for, `publish` how it gets it.
+//! `rpc` is the protocol, `authority` what kubelet gets wrong in it, `volume` what a pod may ask for, `publish` how it gets it.
 
+mod authority;
 mod message;
 mod publish;
 mod rpc;

@@ -19,9 +19,9 @@ use tonic::codegen::Service;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
-use super::Plugin;
 use super::message::{Empty, NodeInfo, PluginInfo, ProbeAnswer, Publish, Registered, Registration, Truth, Unpublish};
 use super::volume::Asked;
+use super::{Plugin, authority};
 use crate::report::{Exit, Failure};
 
 /// kubelet makes one connection for each call, and has as many calls under way as pods that start.
@@ -29,6 +29,8 @@ const CONNECTIONS_MAX: usize = 256;
 const STREAMS_MAX: u32 = 64;
 /// Bytes of a message: kubelet's are a pod's volume attributes.
 const MESSAGE_LEN_MAX: usize = 1 << 20;
+/// Bytes of a connection that are on their way within this process.
+const PIPE_LEN: usize = 32 << 10;
 /// After a failure to accept, such as no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long kubelet waits for an answer if it does not say.
@@ -63,6 +65,10 @@ pub(super) async fn serve(listener: UnixListener, plugin: Arc<Plugin>, mut close
 }
 
 async fn converse(stream: UnixStream, plugin: Arc<Plugin>) {
+    let (from_kubelet, to_kubelet) = stream.into_split();
+    let (right, put_right) = tokio::io::simplex(PIPE_LEN);
+    let passed_on = tokio::spawn(authority::put_right(from_kubelet, put_right));
+    let stream = tokio::io::join(right, to_kubelet);
     let answer = service_fn(|request| {
         let plugin = Arc::clone(&plugin);
         async move { Ok::<_, Infallible>(answer(plugin, request).await) }
@@ -72,6 +78,7 @@ async fn converse(stream: UnixStream, plugin: Arc<Plugin>) {
     if let Err(error) = builder.serve_connection(TokioIo::new(stream), answer).await {
         tracing::debug!(%error, "a connection of kubelet ended");
     }
+    passed_on.abort();
 }
 
 /// Every call that there is.

@@ -93,6 +93,7 @@ impl Desk {
             let mut polled = [PollFd::new(told_to_end, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             retry_on_intr(|| poll(&mut polled, None)).map_err(|errno| Refusal::kernel(errno, "wait for the daemon"))?;
             if !polled[0].revents().is_empty() {
+                self.sockets.remove_all(&self.settings.listen_below);
                 return Ok(());
             }
             match accept_with(listener, SocketFlags::CLOEXEC) {

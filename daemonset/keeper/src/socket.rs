@@ -118,6 +118,17 @@ impl Kept {
         place.remove_socket().map_err(|errno| Refusal::kernel(errno, format_args!("remove `{}`", path.display())))
     }
 
+    /// Removes the names of all of them: kubelet is to see that nobody answers any more.
+    pub fn remove_all(&self, allowed: &[PathBuf]) {
+        for socket in self.sockets().drain(..) {
+            if let Ok(place) = Place::find(allowed, &socket.path)
+                && place.inode() == Ok(socket.inode)
+            {
+                let _ = place.remove_socket();
+            }
+        }
+    }
+
     fn sockets(&self) -> MutexGuard<'_, Vec<Socket>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

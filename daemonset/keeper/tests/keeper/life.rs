@@ -134,9 +134,12 @@ fn told_to_end_it_leaves_neither_mount_nor_socket() {
         let Some(mut scene) = scene() else { return };
         let daemon = scene.daemon(false);
         let mut file = File::open(scene.mount().join("model/passed")).unwrap();
+        let of_kubelet = scene.path("plugins/larder/csi.sock");
+        scene.errands().listen(&of_kubelet).expect("a socket");
+        assert!(of_kubelet.exists());
         assert_eq!(scene.end(signal).code(), Some(0));
         assert!(scene.mounts().is_empty());
-        assert!(!scene.socket().exists());
+        assert!(!scene.socket().exists() && !of_kubelet.exists());
         assert!(scene.mount().is_dir(), "the directory stays");
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).expect("an open file stays readable");
