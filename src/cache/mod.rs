@@ -10,6 +10,7 @@ mod ensure;
 mod event;
 pub mod eviction;
 mod flight;
+mod herald;
 pub mod listing;
 mod look;
 mod mend;
@@ -43,6 +44,7 @@ pub use book::{Book, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
+pub use herald::Herald;
 pub use mounted::{ARRIVING, MountStatus};
 pub use owner::{Owner, OwnerError};
 pub use rate::Rate;
@@ -123,6 +125,14 @@ impl Cache {
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
         self.engine.store()
+    }
+
+    /// How the file system of the store stands. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn space(&self) -> Result<store::Space, store::Error> {
+        self.store().space()
     }
 
     /// Says that what another boot left unproven has been hashed.
