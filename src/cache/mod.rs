@@ -52,7 +52,7 @@ pub use repair::{Damage, Puller, counted, repair};
 pub use residency::{Pressure, Watermarks};
 pub use status::{Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
 pub use verify::{Tell, VerifyEvent, verify};
-pub use wanted::{Progressing, Want, WantedState};
+pub use wanted::{List, Progressing, Standing, Want, WantedState};
 
 /// How a cache behaves.
 #[derive(Debug, Clone)]
@@ -173,4 +173,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Runs what waits for the disk off the runtime's threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))?
+}
+
+/// A cache below a directory, for tests of the layers above, which know no store.
+#[cfg(test)]
+pub(crate) fn cache_in(directory: &std::path::Path) -> Arc<Cache> {
+    let settings = Settings {
+        watermarks: Watermarks { high: 100, low: 100 },
+        recheck: Duration::from_secs(10),
+        kubelet: directory.join("kubelet"),
+        origin: remote::Options::default(),
+    };
+    let store = Arc::new(Store::open(&directory.join("store")).expect("a store"));
+    Cache::open(store, settings, Arc::new(Metrics::new("1"))).expect("a cache")
 }
