@@ -16,7 +16,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["domain", "fetch", "report"]),
     ("control", &["domain", "telemetry", "fetch", "report", "cache"]),
     ("mount", &["domain", "store", "cache"]),
-    ("daemon", &["telemetry", "mount", "store", "remote", "fetch", "report", "cache", "control", "config"]),
+    ("cluster", &["domain", "telemetry", "fetch", "report", "cache"]),
+    ("daemon", &["telemetry", "mount", "store", "remote", "fetch", "report", "cache", "control", "cluster", "config"]),
     ("cli", &["domain", "store", "remote", "fetch", "report", "cache", "config", "daemon"]),
 ];
 
