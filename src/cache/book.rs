@@ -237,6 +237,12 @@ impl Book {
         self.leaving.remove(digest);
     }
 
+    /// Whether it is being evicted.
+    #[must_use]
+    pub fn is_leaving(&self, digest: &Digest) -> bool {
+        self.leaving.contains(digest)
+    }
+
     /// Whether somebody has a lease of a model or a listing.
     #[must_use]
     pub fn is_leased(&self, digest: &Digest) -> bool {

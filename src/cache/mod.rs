@@ -10,6 +10,7 @@ mod ensure;
 mod event;
 pub mod eviction;
 mod flight;
+mod herald;
 pub mod listing;
 mod look;
 mod mend;
@@ -42,6 +43,7 @@ pub use book::{Book, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
+pub use herald::Herald;
 pub use mounted::{ARRIVING, MountStatus};
 pub use owner::{Owner, OwnerError, Pods};
 pub use rate::Rate;
@@ -49,7 +51,7 @@ pub use repair::{Damage, Puller, counted, repair};
 pub use residency::{Pressure, Watermarks};
 pub use status::{Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
 pub use verify::{Tell, VerifyEvent, verify};
-pub use wanted::{Progressing, Want, WantedState};
+pub use wanted::{List, Progressing, Standing, Want, WantedState};
 
 /// How a cache behaves.
 #[derive(Debug)]
@@ -124,6 +126,14 @@ impl Cache {
         self.engine.store()
     }
 
+    /// How the file system of the store stands. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn space(&self) -> Result<store::Space, store::Error> {
+        self.store().space()
+    }
+
     /// Says that what another boot left unproven has been hashed.
     pub fn set_proven(&self) {
         self.proven.send_replace(true);
@@ -162,4 +172,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Runs what waits for the disk off the runtime's threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))?
+}
+
+/// A cache below a directory, for tests of the layers above, which know no store.
+#[cfg(test)]
+pub(crate) fn cache_in(directory: &std::path::Path) -> Arc<Cache> {
+    let settings = Settings {
+        watermarks: Watermarks { high: 100, low: 100 },
+        recheck: Duration::from_secs(10),
+        pods: Pods::Directory(directory.join("kubelet/pods")),
+        origin: remote::Options::default(),
+    };
+    let store = Arc::new(Store::open(&directory.join("store")).expect("a store"));
+    Cache::open(store, settings, Arc::new(Metrics::new("1"))).expect("a cache")
 }

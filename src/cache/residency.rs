@@ -5,11 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
 
 use super::book::{Book, Lease};
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
+use super::herald::Herald;
 use super::lock;
 use super::owner::{Owner, Pods};
 use crate::domain::Digest;
@@ -85,6 +88,9 @@ pub struct Residency {
     /// One decision about room at a time.
     turn: Mutex<()>,
     metrics: Arc<Metrics>,
+    herald: OnceLock<Arc<dyn Herald>>,
+    /// Something has come or gone, or stands otherwise.
+    changes: watch::Sender<()>,
 }
 
 impl Residency {
@@ -109,7 +115,30 @@ impl Residency {
             moving: Mutex::default(),
             turn: Mutex::default(),
             metrics,
+            herald: OnceLock::new(),
+            changes: watch::Sender::new(()),
         })
+    }
+
+    pub(super) fn set_herald(&self, herald: Arc<dyn Herald>) {
+        let _ = self.herald.set(herald);
+    }
+
+    /// Says outside that models are about to go: they are marked as leaving, and still here. Not
+    /// under the lock of the book, which is asked meanwhile.
+    pub(super) fn herald(&self, record_ids: &[String]) {
+        if let Some(herald) = self.herald.get().filter(|_| !record_ids.is_empty()) {
+            herald.leaving(record_ids);
+        }
+    }
+
+    /// Tells those who follow that something has changed.
+    pub(super) fn changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Leases and pins.
@@ -299,17 +328,16 @@ impl Residency {
                 }
             }
         }
+        self.herald(&records);
         self.forget_known();
-        let before = self.store.space()?.free;
-        for file_id in partials {
-            self.store.drop_partial(file_id)?;
-        }
-        let forgotten = self.store.forget(&records, &manifests);
+        let gone = self.let_go(&records, &manifests, &partials);
         {
+            // Whatever came of it: what is marked for ever could never be leased again.
             let mut book = self.book();
             manifests.iter().for_each(|digest| book.end_leaving(digest));
         }
-        let (named, freed) = (forgotten?, self.store.space()?.free.saturating_sub(before));
+        self.changed();
+        let (named, freed) = gone?;
         for digest in &manifests {
             tracing::info!(model = %digest.short(), "evicted");
         }
@@ -317,6 +345,21 @@ impl Residency {
         let each = freed / (manifests.len() as u64).max(1);
         manifests.iter().for_each(|_| self.metrics.evicted(each));
         Ok(())
+    }
+
+    /// Takes the names away; bytes that they named, and bytes that came free.
+    fn let_go(
+        &self,
+        records: &[String],
+        manifests: &[Digest],
+        partials: &[&String],
+    ) -> Result<(u64, u64), store::Error> {
+        let before = self.store.space()?.free;
+        for file_id in partials {
+            self.store.drop_partial(file_id)?;
+        }
+        let named = self.store.forget(records, manifests)?;
+        Ok((named, self.store.space()?.free.saturating_sub(before)))
     }
 
     /// Evicts down to the low mark if the file system is beyond the high one. Blocking.

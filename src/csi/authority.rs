@@ -171,6 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "what the attribute makes of it")]
     async fn frames_go_by_in_order() {
         let frame = |kind: u8, flags: u8, payload: &[u8]| {
             let len = u8::try_from(payload.len()).expect("short");

@@ -50,6 +50,7 @@ pub struct Plugin {
     allows: Policy,
     volumes: Mutex<Volumes>,
     works: Mutex<HashMap<String, Arc<publish::Work>>>,
+    listening: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Plugin {
@@ -93,7 +94,22 @@ impl Plugin {
     ) -> Result<Arc<Self>, store::Error> {
         let volumes = Mutex::new(Volumes::open(cache.store())?);
         let sockets = Sockets::below(kubelet);
-        Ok(Arc::new(Self { cache, keeper, node, sockets, allows, volumes, works: Mutex::default() }))
+        Ok(Arc::new(Self {
+            cache,
+            keeper,
+            node,
+            sockets,
+            allows,
+            volumes,
+            works: Mutex::default(),
+            listening: watch::Sender::new(false),
+        }))
+    }
+
+    /// Whether kubelet may call.
+    #[must_use]
+    pub fn listening(&self) -> watch::Receiver<bool> {
+        self.listening.subscribe()
     }
 
     /// Serves kubelet for as long as the process lives. `mounts` counts the keeper's mounts: with
@@ -110,6 +126,7 @@ impl Plugin {
                 let listener = self.listen(path).await;
                 tokio::spawn(rpc::serve(listener, Arc::clone(&self), closed.clone()));
             }
+            self.listening.send_replace(true);
             self.remount().await;
             let _ = mounts.changed().await;
             closing.send_replace(true);

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cache::{Cache, Pods, Settings, Watermarks};
+use crate::cluster;
 use crate::config::{Caller, Config, Loaded, MountAt};
 use crate::control::{self, Api, Phase, Rights};
 use crate::csi;
@@ -111,6 +112,7 @@ async fn serve(
     };
     let (phase, phases) = watch::channel(Phase::Recovering);
     let allowed = config.clone();
+    let cluster_metrics = Arc::clone(&metrics);
     let api = Arc::new(Api {
         cache: Arc::clone(cache),
         metrics,
@@ -147,8 +149,14 @@ async fn serve(
         tracing::warn!(error = %failure.message, "models that pods read while they arrive are fetched when they are read");
     }
 
-    if let Some(mounts) = &mounts {
-        serve_kubelet(config, cache, mounts)?;
+    if let Some(node) = &config.node {
+        let plugin = mounts.as_ref().map(|mounts| serve_kubelet(config, node, cache, mounts)).transpose()?.flatten();
+        // Where there is nothing to wait for, the node serves as soon as the cache does.
+        let serving = plugin.map_or_else(|| watch::channel(true).1, |plugin| plugin.listening());
+        let (node, allowed) = (node.clone(), config.clone());
+        let allows = Arc::new(move |source: &Source| allowed.allows(source));
+        let settings = cluster::Settings { node, allows, serving, metrics: cluster_metrics };
+        tokio::spawn(cluster::follow(settings, Arc::clone(cache)));
     }
 
     let deadline = stop.asked().await;
@@ -173,11 +181,15 @@ async fn serve(
 }
 
 /// Is the CSI driver of the node, where there is a keeper for what only root may do.
-fn serve_kubelet(config: &Config, cache: &Arc<Cache>, mounts: &Mounts) -> Result<(), Failure> {
-    let Some(node) = config.node.clone() else { return Ok(()) };
+fn serve_kubelet(
+    config: &Config,
+    node: &str,
+    cache: &Arc<Cache>,
+    mounts: &Mounts,
+) -> Result<Option<Arc<csi::Plugin>>, Failure> {
     let Some(MountAt::Keeper(socket)) = &config.mount else {
         tracing::warn!("there are no CSI volumes on this node: they need the setting `mount` to name a keeper");
-        return Ok(());
+        return Ok(None);
     };
     let rules = config.clone();
     let policy = move |pod: &csi::Pod, source: &Source| {
@@ -192,9 +204,10 @@ fn serve_kubelet(config: &Config, cache: &Arc<Cache>, mounts: &Mounts) -> Result
         ))
     };
     let keeper = Errands::new(socket);
+    let node = node.to_owned();
     let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy))?;
-    tokio::spawn(plugin.run(mounts.count()));
-    Ok(())
+    tokio::spawn(Arc::clone(&plugin).run(mounts.count()));
+    Ok(Some(plugin))
 }
 
 /// The mounts, and how to end one of our own.

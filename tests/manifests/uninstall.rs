@@ -1,6 +1,6 @@
 //! `daemonset/uninstall`, with a kubectl that notes what it is asked and answers from files.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
