@@ -1,10 +1,13 @@
-//! A node at work: a herd of pods with a daemon that dies on the way, a warm start, and a pull in
-//! a small memory cgroup.
+//! A node at work: a herd of pods with a daemon that dies on the way, a warm start, a warm CSI
+//! volume, and a pull in a small memory cgroup.
 //!
-//! `cargo bench --bench node [-- herd|warm|cgroup]`. `LARDER_BENCH_GIB` is the model of the herd
+//! `cargo bench --bench node [-- herd|warm|csi|cgroup]`. `LARDER_BENCH_GIB` is the model of the herd
 //! (2), `LARDER_BENCH_CGROUP_GIB` that of the cgroup (20), `LARDER_BENCH_WARM` the number of warm
 //! starts (1,000). `LARDER_INIT` names the binary of the init image, built by `init-image/build`.
 
+#[path = "../tests/e2e/csi/kubelet.rs"]
+#[expect(dead_code, reason = "the tests use all of it")]
+mod kubelet;
 mod support;
 
 use std::path::Path;
@@ -13,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Front, Nginx, Noise, Origin};
 use support::daemon::{Daemon, larder_init};
+use support::keeper::Keeper;
 use support::measure::{Cost, run};
 use support::{aws_environment, clear, setting, workspace, write_noise};
 
@@ -27,6 +31,9 @@ fn main() {
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
     if wanted("warm") {
         warm();
+    }
+    if wanted("csi") {
+        csi();
     }
     if wanted("herd") {
         herd();
@@ -101,6 +108,55 @@ fn warm() {
     let mut command = Command::new(std::env::current_exe().expect("this bench"));
     command.arg(WARM_FLAG).arg(daemon.socket()).arg(work.path()).arg(setting("LARDER_BENCH_WARM", 1000).to_string());
     assert!(command.status().expect("it runs").success());
+}
+
+/// A model is here: what kubelet waits for when a pod with a CSI volume starts, from its call to our
+/// answer, for a small model and for a large one.
+fn csi() {
+    let work = workspace("csi");
+    let origin = Origin::start(Front::S3).expect("an origin");
+    let models = [("small", 2, 1 << 20), ("large", 256, 8 << 20)];
+    for (name, files, len) in models {
+        for file in 0..files {
+            let noise = Noise::new(file + files).bytes(len);
+            origin.bucket().put(&format!("{name}/model-{file}.safetensors"), noise, Checksums::multipart());
+        }
+    }
+    let Some(keeper) = Keeper::start(work.path()) else { return };
+    let mut daemon = Daemon::new(work.path(), aws_environment(&origin.url()));
+    daemon.set(&format!("node = \"bench\"\nmount = \"keeper:{}\"", keeper.socket().display()));
+    daemon.start();
+    let driver = work.path().join("kubelet/plugins/csi.larder.dev/csi.sock");
+    while !driver.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let count = usize::try_from(setting("LARDER_BENCH_WARM", 1000)).expect("a number");
+    let mut took = [Vec::new(), Vec::new()];
+    for number in 0..=count {
+        for ((name, ..), took) in models.iter().zip(&mut took) {
+            let source = format!("s3://models/{name}/");
+            let kubelet = work.path().join("kubelet");
+            let volume = kubelet::Volume::new(&kubelet, &format!("{name}-{number}"), &[("source", &source)]);
+            let called = Instant::now();
+            volume.publish().expect("published");
+            // The first one brings it.
+            if number > 0 {
+                took.push(called.elapsed());
+            }
+            volume.unpublish().expect("taken away");
+        }
+    }
+    for ((name, files, len), mut took) in models.into_iter().zip(took) {
+        took.sort();
+        let at = |percent: usize| took[(took.len() * percent / 100).min(took.len() - 1)].as_secs_f64() * 1e3;
+        let mib = files * len as u64 / (1 << 20);
+        println!(
+            "{count} warm CSI volumes, {name} model ({files} files, {mib} MiB), kubelet's call to our answer: median {:.2} ms, p99 {:.2} ms, worst {:.2} ms",
+            at(50),
+            at(99),
+            at(100)
+        );
+    }
 }
 
 fn warm_runs(args: &[String]) {

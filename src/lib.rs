@@ -6,8 +6,10 @@
 
 pub mod cache;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod csi;
 pub mod daemon;
 pub mod domain;
 pub mod fetch;

@@ -16,7 +16,25 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["domain", "fetch", "report"]),
     ("control", &["domain", "telemetry", "fetch", "report", "cache"]),
     ("mount", &["domain", "store", "cache"]),
-    ("daemon", &["telemetry", "mount", "store", "remote", "fetch", "report", "cache", "control", "config"]),
+    ("csi", &["domain", "store", "remote", "fetch", "report", "cache"]),
+    ("cluster", &["domain", "telemetry", "fetch", "report", "cache"]),
+    (
+        "daemon",
+        &[
+            "domain",
+            "telemetry",
+            "mount",
+            "csi",
+            "cluster",
+            "store",
+            "remote",
+            "fetch",
+            "report",
+            "cache",
+            "control",
+            "config",
+        ],
+    ),
     ("cli", &["domain", "store", "remote", "fetch", "report", "cache", "config", "daemon"]),
 ];
 

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 pub mod daemon;
+pub mod keeper;
 pub mod measure;
 pub mod minimal;
 pub mod reader;

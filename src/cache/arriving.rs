@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, watch};
 
+use super::book::Lease;
 use super::ensure::{LeaseWish, Wish};
 use super::flight::Seat;
 use super::{Cache, blocking, lock};
@@ -210,7 +211,14 @@ impl Cache {
             if resident.record.listing() != listing {
                 return Ok(());
             }
-            let leased = residency.book().lease_also(&residency.store, &residency.kubelet, &listing, resident.digest);
+            let waiting: Vec<(String, Lease)> = {
+                let book = residency.book();
+                let waiting = book.leases().filter(|(_, lease)| lease.digest == listing);
+                waiting.map(|(id, lease)| (id.clone(), lease.clone())).collect()
+            };
+            let left =
+                waiting.into_iter().filter(|(_, lease)| lease.is_left(&residency.pods)).map(|(id, _)| id).collect();
+            let leased = residency.book().lease_also(&residency.store, &left, &listing, resident.digest);
             leased.map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))
         })
         .await

@@ -4,12 +4,11 @@
 //! written down survives the daemon; a lease whose owner has gone ends at the next look.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::owner::{Life, Owner};
+use super::owner::{Life, Owner, Pods};
 use crate::domain::Digest;
 use crate::report::text::unix;
 use crate::store::{self, Shelf, Store};
@@ -61,6 +60,24 @@ pub struct Book {
     open: HashMap<Digest, u32>,
 }
 
+impl Lease {
+    /// Whether its owner is gone, or has not been seen for too long. May take seconds.
+    #[must_use]
+    pub fn has_ended(&self, pods: &Pods, now: SystemTime) -> bool {
+        match self.owner.life(pods) {
+            Life::Alive => false,
+            Life::Gone if self.seen => true,
+            Life::Gone | Life::Unseen => unix(now).saturating_sub(self.since) > UNSEEN_MAX.as_secs(),
+        }
+    }
+
+    /// Whether its owner was seen once and is not any more. May take seconds.
+    #[must_use]
+    pub fn is_left(&self, pods: &Pods) -> bool {
+        self.seen && self.owner.life(pods) != Life::Alive
+    }
+}
+
 impl Book {
     /// Reads what an earlier life wrote down.
     ///
@@ -76,16 +93,16 @@ impl Book {
         })
     }
 
-    /// Grants a lease and writes it down; asked for again, it is the same one. Its id.
+    /// Grants a lease and writes it down; asked for again, it is the same one. Its id. `seen` says
+    /// whether the owner is seen now: to look may take long, and this is under a lock.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn lease(&mut self, store: &Store, kubelet: &Path, owner: Owner, digest: Digest) -> Result<String, Refused> {
+    pub fn lease(&mut self, store: &Store, seen: bool, owner: Owner, digest: Digest) -> Result<String, Refused> {
         if self.leaving.contains(&digest) {
             return Err(Refused::Leaving);
         }
         let id = id_of(&owner, &digest);
-        let seen = owner.life(kubelet) == Life::Alive;
         let lease = Lease { seen, owner, digest, since: unix(SystemTime::now()) };
         if self.leases.get(&id).is_some_and(|known| known.seen == seen && known.seen) {
             return Ok(id);
@@ -134,17 +151,6 @@ impl Book {
             store.remove_note(Shelf::Leases, id)?;
         }
         Ok(Some(lease.digest))
-    }
-
-    /// Leases whose owner is gone, or has not been seen for too long.
-    #[must_use]
-    pub fn ended(&self, kubelet: &Path, now: SystemTime) -> Vec<String> {
-        let ended = |lease: &Lease| match lease.owner.life(kubelet) {
-            Life::Alive => false,
-            Life::Gone if lease.seen => true,
-            Life::Gone | Life::Unseen => unix(now).saturating_sub(lease.since) > UNSEEN_MAX.as_secs(),
-        };
-        self.leases.iter().filter(|(_, lease)| ended(lease)).map(|(id, _)| id.clone()).collect()
     }
 
     /// All leases with their ids.
@@ -231,6 +237,12 @@ impl Book {
         self.leaving.remove(digest);
     }
 
+    /// Whether it is being evicted.
+    #[must_use]
+    pub fn is_leaving(&self, digest: &Digest) -> bool {
+        self.leaving.contains(digest)
+    }
+
     /// Whether somebody has a lease of a model or a listing.
     #[must_use]
     pub fn is_leased(&self, digest: &Digest) -> bool {
@@ -267,22 +279,22 @@ impl Book {
         &self.open
     }
 
-    /// Gives everybody who waits for a listing a lease of the model that it has become.
+    /// Gives everybody who waits for a listing a lease of the model that it has become, but for
+    /// those of whom `left` has the lease: who has gone meanwhile would not be seen again, and a
+    /// lease of somebody never seen lasts for a day.
     ///
     /// # Errors
     /// [`Refused`] of any of them.
     pub fn lease_also(
         &mut self,
         store: &Store,
-        kubelet: &Path,
+        left: &HashSet<String>,
         listing: &Digest,
         model: Digest,
     ) -> Result<(), Refused> {
-        // Who has gone meanwhile would not be seen again, and a lease of somebody never seen lasts for a day.
-        let is_there = |lease: &&Lease| !lease.seen || lease.owner.life(kubelet) == Life::Alive;
-        let waiting = self.leases.values().filter(|lease| lease.digest == *listing).filter(is_there);
-        let owners: Vec<Owner> = waiting.map(|lease| lease.owner.clone()).collect();
-        owners.into_iter().try_for_each(|owner| self.lease(store, kubelet, owner, model).map(drop))
+        let waiting = self.leases.iter().filter(|(id, lease)| lease.digest == *listing && !left.contains(*id));
+        let owners: Vec<(bool, Owner)> = waiting.map(|(_, lease)| (lease.seen, lease.owner.clone())).collect();
+        owners.into_iter().try_for_each(|(seen, owner)| self.lease(store, seen, owner, model).map(drop))
     }
 }
 

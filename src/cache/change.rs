@@ -95,6 +95,7 @@ impl Cache {
             if let Some(failure) = refused {
                 return Err(failure);
             }
+            residency.herald(&ids);
             residency.forget_known();
             let freed = store.forget(&ids, &leaving);
             let mut book = residency.book();
@@ -102,6 +103,8 @@ impl Cache {
             for id in &ids {
                 book.unpin(store, id, None)?;
             }
+            drop(book);
+            residency.changed();
             Ok(freed?)
         })
         .await

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use super::book::Refused;
 use super::event::{Event, Ready};
 use super::flight::{Flight, Landing, Seat};
-use super::owner::Owner;
+use super::owner::{Life, Owner};
 use super::residency::Resident;
 use super::{ARRIVING, Cache, blocking};
 use crate::domain::Source;
 use crate::fetch::{self, Outcome, Pull, Selection};
-use crate::remote;
+use crate::remote::{self, Keys};
 use crate::report::{Exit, Failure};
 use crate::store::SourceRecord;
 use crate::telemetry;
@@ -39,6 +39,9 @@ pub struct Wish {
     /// Do not wait for the bytes: where there is a mount, the model may be read as soon as its
     /// files are known.
     pub lazy: bool,
+    /// Credentials of whoever asks, in place of the daemon's. Bytes are shared, permission is not:
+    /// what is here is given out only after the origin has said yes to these.
+    pub keys: Option<Keys>,
     /// Who will use it.
     pub lease: LeaseWish,
     /// How often to say how far it is.
@@ -60,7 +63,7 @@ impl Wish {
     /// A wish with progress in the usual rhythm.
     #[must_use]
     pub const fn new(source: Source, selection: Selection, fresh: bool, lease: LeaseWish) -> Self {
-        Self { source, selection, fresh, lazy: false, lease, progress_every: PROGRESS_INTERVAL }
+        Self { source, selection, fresh, lazy: false, keys: None, lease, progress_every: PROGRESS_INTERVAL }
     }
 
     /// The id of the record that its source and selection have in the store.
@@ -68,6 +71,12 @@ impl Wish {
     pub fn record_id(&self) -> String {
         let (include, exclude) = (self.selection.include().to_vec(), self.selection.exclude().to_vec());
         SourceRecord::new(self.source.to_string(), String::new(), include, exclude).id()
+    }
+
+    /// Which flights and answers serve it: those of the same record, asked for by the same person.
+    fn flight_key(&self) -> String {
+        let fingerprint = self.keys.as_ref().map(|keys| format!(" {}", keys.fingerprint()));
+        self.record_id() + &fingerprint.unwrap_or_default()
     }
 }
 
@@ -157,21 +166,24 @@ impl Cache {
         started: Instant,
     ) -> Result<(Granted, telemetry::Outcome), Failure> {
         self.mounted().await?;
-        let key = wish.record_id();
-        let _marked = self.residency.moving(&key);
+        let (id, key) = (wish.record_id(), wish.flight_key());
+        let _marked = self.residency.moving(&id);
         for _ in 0..ROUNDS_MAX {
             if self.stopping.load(Relaxed) {
                 return Err(fetch::Error::Interrupted.into());
             }
             // Before the look: an answer that comes between the two may have brought another model.
             let answer = self.answers.within(&key, self.recheck);
-            let here = self.find(&key).await?;
+            let here = self.find(&id).await?;
+            // Where the origin does not answer, nobody knows what somebody's own credentials are good for.
+            let stand_in = here.as_ref().filter(|_| !wish.fresh && wish.keys.is_none());
             if let Some(resident) = here.as_ref().filter(|_| !wish.fresh) {
-                let pinned = {
+                let pinned = wish.keys.is_none() && {
                     let book = self.residency.book();
-                    book.is_pinned(&key) || book.is_pinned(&resident.digest.to_string())
+                    book.is_pinned(&id) || book.is_pinned(&resident.digest.to_string())
                 };
                 match answer {
+                    Some(Answer::Missing(_)) if stand_in.is_none() => {}
                     Some(Answer::Missing(why)) if !pinned => {
                         warn(tell, &wish.source, &why);
                         if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
@@ -187,12 +199,11 @@ impl Cache {
                 }
             }
             let (seat, joined) = self.board(wish, &key);
-            let stand_in = here.as_ref().filter(|_| !wish.fresh);
             let lazy = wish.lazy && self.mount().is_some();
             let (why, failure) = match Self::wait(&seat, wish, lazy, stand_in.is_some(), tell).await {
                 Wait::Landed(Landing { result: Ok(outcome), .. }) => {
                     // Evicted since, if it is not here: the next round pulls it again.
-                    let Some(resident) = self.find(&key).await? else { continue };
+                    let Some(resident) = self.find(&id).await? else { continue };
                     let flown = Flown { outcome: &outcome, flight: seat.flight() };
                     let Some(granted) = self.grant(wish, &resident, Some(flown), started, tell).await? else {
                         continue;
@@ -218,7 +229,7 @@ impl Cache {
                 }
             };
             self.answers.note(&key, Answer::Missing(why.clone()));
-            let Some(resident) = stand_in else { return Err(not_fresh(failure, here.is_some())) };
+            let Some(resident) = stand_in else { return Err(not_fresh(failure, wish.fresh && here.is_some())) };
             warn(tell, &wish.source, &why);
             if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
                 return Ok((granted, telemetry::Outcome::Stale));
@@ -270,14 +281,14 @@ impl Cache {
         started: Instant,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Option<Granted>, Failure> {
-        let owner = self.owner_of(wish, tell);
+        let owner = self.owner_of(wish, tell).await?;
         let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
         let lease = blocking(move || {
             let residency = &cache.residency;
             let lease = {
                 let mut book = residency.book();
-                let lease = |owner| book.lease(&residency.store, &residency.kubelet, owner, taken.digest);
+                let lease = |(owner, seen)| book.lease(&residency.store, seen, owner, taken.digest);
                 // Under the book's lock: it may have been evicted since it was found.
                 if taken.tree.is_dir() { owner.map(lease).transpose() } else { Err(Refused::Leaving) }
             };
@@ -323,23 +334,26 @@ impl Cache {
         Ok(Some(Granted { ready, _lease: lease.flatten() }))
     }
 
-    /// Who the lease will be for.
-    fn owner_of(&self, wish: &Wish, tell: &mut (dyn FnMut(Event) + Send)) -> Option<Owner> {
+    /// Who the lease will be for, and whether they are seen.
+    async fn owner_of(
+        self: &Arc<Self>,
+        wish: &Wish,
+        tell: &mut (dyn FnMut(Event) + Send),
+    ) -> Result<Option<(Owner, bool)>, Failure> {
         let owner = match &wish.lease {
-            LeaseWish::None => None,
-            LeaseWish::Caller => Some(self.next_connection()),
-            LeaseWish::Owner(owner) => Some(owner.clone()),
+            LeaseWish::None => return Ok(None),
+            LeaseWish::Caller => self.next_connection(),
+            LeaseWish::Owner(owner) => owner.clone(),
         };
-        if let Some(Owner::Pod(uid)) = &owner
-            && !self.residency.kubelet.join("pods").join(uid).is_dir()
-        {
-            let message = format!(
-                "no pod `{uid}` is below `{}`, so its lease cannot end with it and is kept for a day",
-                self.residency.kubelet.join("pods").display()
-            );
+        let (cache, looked_for) = (Arc::clone(self), owner.clone());
+        let seen = blocking(move || Ok(looked_for.life(&cache.residency.pods) == Life::Alive)).await?;
+        if let Some(uid) = owner.pod().filter(|_| !seen) {
+            let pods = &self.residency.pods;
+            let message =
+                format!("no pod `{uid}` is there {pods}, so its lease cannot end with it and is kept for a day");
             tell(Event::Warning { message });
         }
-        owner
+        Ok(Some((owner, seen)))
     }
 
     /// Lets a reader in before the bytes are here: a lease of the listing, which keeps them coming.
@@ -351,7 +365,7 @@ impl Cache {
         started: Instant,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Granted, Failure> {
-        let owner = self.owner_of(wish, tell);
+        let owner = self.owner_of(wish, tell).await?;
         let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, kept) = (Arc::clone(self), Arc::clone(&record));
         let (listing, lease) = blocking(move || {
@@ -359,7 +373,7 @@ impl Cache {
             let mut book = residency.book();
             // Under the lock: without a lease of it, housekeeping forgets it.
             let listing = residency.store.keep_listing(&kept)?;
-            let lease = owner.map(|owner| book.lease(&residency.store, &residency.kubelet, owner, listing));
+            let lease = owner.map(|(owner, seen)| book.lease(&residency.store, seen, owner, listing));
             drop(book);
             let id = lease.transpose().map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))?;
             let callers = is_callers.then(|| id.clone().map(|id| CallersLease { cache: Arc::clone(&cache), id }));
@@ -396,10 +410,11 @@ impl Cache {
     }
 
     async fn fly(self: Arc<Self>, wish: Wish, key: String, flight: Arc<Flight>) {
+        let id = wish.record_id();
         // In a task of its own, because those who wait must hear of a panic too.
         let pull = {
-            let (cache, flight, key) = (Arc::clone(&self), Arc::clone(&flight), key.clone());
-            tokio::spawn(async move { cache.pull(&wish, &key, &flight).await })
+            let (cache, flight, id) = (Arc::clone(&self), Arc::clone(&flight), id.clone());
+            tokio::spawn(async move { cache.pull(&wish, &id, &flight).await })
         };
         let abort = pull.abort_handle();
         let measured = flight.measure(|bytes| self.metrics.origin_bytes(bytes));
@@ -408,7 +423,7 @@ impl Cache {
             () = measured => { abort.abort(); Err(fetch::Error::Defect("the measuring of a pull ended".into())) }
         };
         self.count(&flight, result.is_ok());
-        self.residency.forget_known_of(&key);
+        self.residency.forget_known_of(&id);
         let landing = match result {
             Ok(outcome) => {
                 self.answers.note(&key, Answer::Given);
@@ -422,14 +437,14 @@ impl Cache {
         self.board.land(&key, &flight, landing);
     }
 
-    async fn pull(&self, wish: &Wish, key: &str, flight: &Arc<Flight>) -> Result<Outcome, fetch::Error> {
-        if let Some(record) = self.residency.store.view().source(key)?
+    async fn pull(&self, wish: &Wish, id: &str, flight: &Arc<Flight>) -> Result<Outcome, fetch::Error> {
+        if let Some(record) = self.residency.store.view().source(id)?
             && self.residency.store.is_unproven(&record)
         {
             // Its bytes may be here: hashing them costs less than fetching them again.
             flight.cancel.guard(self.proven()).await?;
         }
-        let remote = flight.cancel.guard(self.origins.open(&wish.source)).await??;
+        let remote = flight.cancel.guard(self.origins.open(&wish.source, wish.keys.as_ref())).await??;
         let pull = Pull {
             engine: Arc::clone(&self.engine),
             remote,

@@ -98,6 +98,11 @@ impl Board {
         }
     }
 
+    /// The flight of that key, if there is one.
+    pub fn flight(&self, key: &str) -> Option<Arc<Flight>> {
+        lock(&self.flights).get(key).cloned()
+    }
+
     /// All flights now, the oldest first.
     pub fn flights(&self) -> Vec<Arc<Flight>> {
         let mut flights: Vec<_> = lock(&self.flights).values().cloned().collect();

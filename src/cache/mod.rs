@@ -10,6 +10,7 @@ mod ensure;
 mod event;
 pub mod eviction;
 mod flight;
+mod herald;
 pub mod listing;
 mod look;
 mod mend;
@@ -25,7 +26,6 @@ mod status;
 mod verify;
 mod wanted;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,24 +43,25 @@ pub use book::{Book, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
+pub use herald::Herald;
 pub use mounted::{ARRIVING, MountStatus};
-pub use owner::{Owner, OwnerError};
+pub use owner::{Owner, OwnerError, Pods};
 pub use rate::Rate;
 pub use repair::{Damage, Puller, counted, repair};
 pub use residency::{Pressure, Watermarks};
 pub use status::{Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
 pub use verify::{Tell, VerifyEvent, verify};
-pub use wanted::{Progressing, Want, WantedState};
+pub use wanted::{List, Progressing, Standing, Want, WantedState};
 
 /// How a cache behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     /// How full the file system may be.
     pub watermarks: Watermarks,
     /// How long the origin's last answer counts.
     pub recheck: Duration,
-    /// kubelet's directory; `pods/<uid>` below it says whether a pod is there.
-    pub kubelet: PathBuf,
+    /// How it is seen whether a pod is still there.
+    pub pods: Pods,
     /// How origins are reached.
     pub origin: remote::Options,
 }
@@ -91,8 +92,8 @@ impl Cache {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn open(store: Arc<Store>, settings: Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, store::Error> {
-        let Settings { watermarks, recheck, kubelet, origin } = settings;
-        let residency = residency::Residency::open(Arc::clone(&store), watermarks, kubelet, Arc::clone(&metrics))?;
+        let Settings { watermarks, recheck, pods, origin } = settings;
+        let residency = residency::Residency::open(Arc::clone(&store), watermarks, pods, Arc::clone(&metrics))?;
         let residency = Arc::new(residency);
         let room: Arc<dyn Room> = Arc::clone(&residency) as _;
         Ok(Arc::new(Self {
@@ -123,6 +124,14 @@ impl Cache {
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
         self.engine.store()
+    }
+
+    /// How the file system of the store stands. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn space(&self) -> Result<store::Space, store::Error> {
+        self.store().space()
     }
 
     /// Says that what another boot left unproven has been hashed.
@@ -163,4 +172,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Runs what waits for the disk off the runtime's threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))?
+}
+
+/// A cache below a directory, for tests of the layers above, which know no store.
+#[cfg(test)]
+pub(crate) fn cache_in(directory: &std::path::Path) -> Arc<Cache> {
+    let settings = Settings {
+        watermarks: Watermarks { high: 100, low: 100 },
+        recheck: Duration::from_secs(10),
+        pods: Pods::Directory(directory.join("kubelet/pods")),
+        origin: remote::Options::default(),
+    };
+    let store = Arc::new(Store::open(&directory.join("store")).expect("a store"));
+    Cache::open(store, settings, Arc::new(Metrics::new("1"))).expect("a cache")
 }

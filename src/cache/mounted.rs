@@ -126,6 +126,17 @@ impl Cache {
         ))
     }
 
+    /// Waits for a mount that is to come, for as long as it takes.
+    pub(super) async fn mount_settled(&self) {
+        // The sender lives as long as this cache.
+        let _ = self.mounted.settled.subscribe().wait_for(|settled| *settled).await;
+    }
+
+    /// Whether there is no mount to wait for.
+    pub(super) fn is_mount_settled(&self) -> bool {
+        *self.mounted.settled.borrow()
+    }
+
     /// How the mount is, where there should be one.
     #[must_use]
     pub fn mount_status(&self) -> Option<MountStatus> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::domain::{Scheme, Source};
-use crate::remote::{self, Remote};
+use crate::remote::{self, Keys, Remote};
 
 /// Origins that stay open. Beyond this the least recently used is opened again when asked for.
 const OPEN_MAX: usize = 32;
@@ -22,14 +22,14 @@ impl Origins {
         Self { options, open: Mutex::default() }
     }
 
-    /// Opens a source, or gives the one that is open.
+    /// Opens a source, or gives the one that is open, with the daemon's credentials or with `keys`.
     ///
     /// # Errors
     /// As [`remote::open`].
-    pub async fn open(&self, source: &Source) -> Result<Arc<dyn Remote>, remote::Error> {
+    pub async fn open(&self, source: &Source, keys: Option<&Keys>) -> Result<Arc<dyn Remote>, remote::Error> {
         // What is shown of an https source stands for many: a signature expires, and is not shown.
         let keeps = matches!(source.scheme(), Scheme::S3 | Scheme::Gs);
-        let name = source.to_string();
+        let name = format!("{source} {}", keys.map(Keys::fingerprint).unwrap_or_default());
         if keeps {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(at) = open.iter().position(|(known, _)| *known == name) {
@@ -39,7 +39,8 @@ impl Origins {
                 return Ok(remote);
             }
         }
-        let remote = Box::pin(remote::open(source, &self.options)).await?;
+        let options = remote::Options { keys: keys.cloned(), ..self.options.clone() };
+        let remote = Box::pin(remote::open(source, &options)).await?;
         if keeps {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             if open.len() >= OPEN_MAX {

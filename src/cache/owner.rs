@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,14 @@ pub enum Owner {
     /// A pod, by its UID. kubelet keeps a directory of that name for as long as the pod is on the
     /// node.
     Pod(String),
+    /// A volume that kubelet has asked for, by an id of our own. It ends with the call that takes it
+    /// away, or with its pod.
+    Volume {
+        /// 32 hex digits.
+        id: String,
+        /// The UID of the pod it is of.
+        pod: String,
+    },
     /// A process of this boot: a pid alone is given to another one some day.
     Process {
         /// Its pid, as the daemon sees it.
@@ -35,6 +44,56 @@ pub enum Life {
     Gone,
     /// This daemon cannot see owners of this kind.
     Unseen,
+}
+
+/// Says whether the pod of a UID is on this node; `None` where there is no answer.
+type Ask = Box<dyn Fn(&str) -> Option<bool> + Send + Sync>;
+
+/// How pods of this node are seen.
+pub enum Pods {
+    /// In this directory of kubelet, where each that is on the node has one named by its UID.
+    Directory(PathBuf),
+    /// By asking somebody who may look there. It may take seconds.
+    Asked(Ask),
+}
+
+impl fmt::Debug for Pods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(directory) => f.debug_tuple("Directory").field(directory).finish(),
+            Self::Asked(_) => f.write_str("Asked"),
+        }
+    }
+}
+
+impl Pods {
+    /// Whether the pod of that UID is on this node.
+    #[must_use]
+    pub fn life(&self, uid: &str) -> Life {
+        match self {
+            Self::Directory(pods) => match fs::metadata(pods.join(uid)) {
+                Ok(found) if found.is_dir() => Life::Alive,
+                // Only who may look into the directory can say that something is not in it.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Life::Unseen,
+                _ if pods.is_dir() => Life::Gone,
+                _ => Life::Unseen,
+            },
+            Self::Asked(ask) => match ask(uid) {
+                Some(true) => Life::Alive,
+                Some(false) => Life::Gone,
+                None => Life::Unseen,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Pods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(directory) => write!(f, "below `{}`", directory.display()),
+            Self::Asked(_) => f.write_str("for larder-keeper"),
+        }
+    }
 }
 
 /// A name that is no owner.
@@ -68,20 +127,20 @@ impl Owner {
         }
     }
 
-    /// Whether the owner is still there, as far as can be seen.
+    /// The UID of the pod that it is or belongs to.
     #[must_use]
-    pub fn life(&self, kubelet: &Path) -> Life {
+    pub fn pod(&self) -> Option<&str> {
         match self {
-            Self::Pod(uid) => {
-                let pods = kubelet.join("pods");
-                if pods.join(uid).is_dir() {
-                    Life::Alive
-                } else if pods.is_dir() {
-                    Life::Gone
-                } else {
-                    Life::Unseen
-                }
-            }
+            Self::Pod(uid) | Self::Volume { pod: uid, .. } => Some(uid),
+            Self::Process { .. } | Self::Connection(_) => None,
+        }
+    }
+
+    /// Whether the owner is still there, as far as can be seen. May wait for whoever sees pods.
+    #[must_use]
+    pub fn life(&self, pods: &Pods) -> Life {
+        match self {
+            Self::Pod(uid) | Self::Volume { pod: uid, .. } => pods.life(uid),
             Self::Process { pid, started, boot } => {
                 let same = *boot == boot_id() && started_at(*pid) == Some(*started);
                 if same { Life::Alive } else { Life::Gone }
@@ -95,6 +154,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pod(uid) => write!(f, "pod:{uid}"),
+            Self::Volume { id, pod } => write!(f, "volume:{id}:{pod}"),
             Self::Process { pid, .. } => write!(f, "process:{pid}"),
             Self::Connection(number) => write!(f, "connection:{number}"),
         }
@@ -126,29 +186,43 @@ mod tests {
 
     #[test]
     fn a_process_is_itself_and_no_later_one_of_its_pid() {
+        let nowhere = Pods::Directory("/nowhere".into());
         let own = Owner::parse(&format!("process:{}", std::process::id())).expect("this process");
-        assert_eq!(own.life(Path::new("/nowhere")), Life::Alive);
+        assert_eq!(own.life(&nowhere), Life::Alive);
         let Owner::Process { pid, started, boot } = own else { panic!("a process") };
         let other = Owner::Process { pid, started: started + 1, boot: boot.clone() };
-        assert_eq!(other.life(Path::new("/nowhere")), Life::Gone);
-        assert_eq!(Owner::Process { pid, started, boot: "other".into() }.life(Path::new("/nowhere")), Life::Gone);
+        assert_eq!(other.life(&nowhere), Life::Gone);
+        assert_eq!(Owner::Process { pid, started, boot: "other".into() }.life(&nowhere), Life::Gone);
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
         let owner = Owner::parse(&format!("process:{}", child.id())).expect("a process");
-        assert_eq!(owner.life(Path::new("/nowhere")), Life::Alive);
+        assert_eq!(owner.life(&nowhere), Life::Alive);
         child.kill().expect("killed");
         child.wait().expect("reaped");
-        assert_eq!(owner.life(Path::new("/nowhere")), Life::Gone);
+        assert_eq!(owner.life(&nowhere), Life::Gone);
     }
 
     #[test]
     fn a_pod_lives_as_long_as_its_directory() {
         let kubelet = tempfile::tempdir().expect("a directory");
         let pod = Owner::parse("pod:5d0c").expect("a pod");
-        assert_eq!(pod.life(kubelet.path()), Life::Unseen);
+        let pods = Pods::Directory(kubelet.path().join("pods"));
+        assert_eq!(pod.life(&pods), Life::Unseen);
         fs::create_dir_all(kubelet.path().join("pods/5d0c")).expect("created");
-        assert_eq!(pod.life(kubelet.path()), Life::Alive);
+        assert_eq!(pod.life(&pods), Life::Alive);
         fs::remove_dir(kubelet.path().join("pods/5d0c")).expect("removed");
-        assert_eq!(pod.life(kubelet.path()), Life::Gone);
+        assert_eq!(pod.life(&pods), Life::Gone);
+        let file = Pods::Directory(kubelet.path().join("file/pods"));
+        fs::File::create(kubelet.path().join("file")).expect("a file");
+        assert_eq!(pod.life(&file), Life::Unseen, "who cannot look does not say that nothing is there");
+    }
+
+    #[test]
+    fn who_is_asked_may_not_answer() {
+        let volume = Owner::Volume { id: "1".into(), pod: "5d0c".into() };
+        for (answer, life) in [(Some(true), Life::Alive), (Some(false), Life::Gone), (None, Life::Unseen)] {
+            let asked = Pods::Asked(Box::new(move |uid| answer.filter(|_| uid == "5d0c")));
+            assert_eq!(volume.life(&asked), life);
+        }
     }
 
     #[test]

@@ -5,12 +5,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::book::Book;
+use tokio::sync::watch;
+
+use super::book::{Book, Lease};
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
+use super::herald::Herald;
 use super::lock;
+use super::owner::{Owner, Pods};
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
 use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
@@ -75,7 +79,7 @@ struct Known {
 pub struct Residency {
     pub(super) store: Arc<Store>,
     pub(super) watermarks: Watermarks,
-    pub(super) kubelet: PathBuf,
+    pub(super) pods: Pods,
     pub(super) ledger: Arc<Ledger>,
     book: Mutex<Book>,
     known: Mutex<Known>,
@@ -84,6 +88,9 @@ pub struct Residency {
     /// One decision about room at a time.
     turn: Mutex<()>,
     metrics: Arc<Metrics>,
+    herald: OnceLock<Arc<dyn Herald>>,
+    /// Something has come or gone, or stands otherwise.
+    changes: watch::Sender<()>,
 }
 
 impl Residency {
@@ -94,21 +101,44 @@ impl Residency {
     pub fn open(
         store: Arc<Store>,
         watermarks: Watermarks,
-        kubelet: PathBuf,
+        pods: Pods,
         metrics: Arc<Metrics>,
     ) -> Result<Self, store::Error> {
         let book = Mutex::new(Book::open(&store)?);
         Ok(Self {
             store,
             watermarks,
-            kubelet,
+            pods,
             ledger: Arc::default(),
             book,
             known: Mutex::default(),
             moving: Mutex::default(),
             turn: Mutex::default(),
             metrics,
+            herald: OnceLock::new(),
+            changes: watch::Sender::new(()),
         })
+    }
+
+    pub(super) fn set_herald(&self, herald: Arc<dyn Herald>) {
+        let _ = self.herald.set(herald);
+    }
+
+    /// Says outside that models are about to go: they are marked as leaving, and still here. Not
+    /// under the lock of the book, which is asked meanwhile.
+    pub(super) fn herald(&self, record_ids: &[String]) {
+        if let Some(herald) = self.herald.get().filter(|_| !record_ids.is_empty()) {
+            herald.leaving(record_ids);
+        }
+    }
+
+    /// Tells those who follow that something has changed.
+    pub(super) fn changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Leases and pins.
@@ -298,17 +328,16 @@ impl Residency {
                 }
             }
         }
+        self.herald(&records);
         self.forget_known();
-        let before = self.store.space()?.free;
-        for file_id in partials {
-            self.store.drop_partial(file_id)?;
-        }
-        let forgotten = self.store.forget(&records, &manifests);
+        let gone = self.let_go(&records, &manifests, &partials);
         {
+            // Whatever came of it: what is marked for ever could never be leased again.
             let mut book = self.book();
             manifests.iter().for_each(|digest| book.end_leaving(digest));
         }
-        let (named, freed) = (forgotten?, self.store.space()?.free.saturating_sub(before));
+        self.changed();
+        let (named, freed) = gone?;
         for digest in &manifests {
             tracing::info!(model = %digest.short(), "evicted");
         }
@@ -316,6 +345,21 @@ impl Residency {
         let each = freed / (manifests.len() as u64).max(1);
         manifests.iter().for_each(|_| self.metrics.evicted(each));
         Ok(())
+    }
+
+    /// Takes the names away; bytes that they named, and bytes that came free.
+    fn let_go(
+        &self,
+        records: &[String],
+        manifests: &[Digest],
+        partials: &[&String],
+    ) -> Result<(u64, u64), store::Error> {
+        let before = self.store.space()?.free;
+        for file_id in partials {
+            self.store.drop_partial(file_id)?;
+        }
+        let named = self.store.forget(records, manifests)?;
+        Ok((named, self.store.space()?.free.saturating_sub(before)))
     }
 
     /// Evicts down to the low mark if the file system is beyond the high one. Blocking.
@@ -349,7 +393,11 @@ impl Residency {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn end_leases(&self) -> Result<usize, store::Error> {
-        let ended = self.book().ended(&self.kubelet, SystemTime::now());
+        let leases: Vec<(String, Lease)> =
+            self.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect();
+        let now = SystemTime::now();
+        let ended: Vec<String> =
+            leases.into_iter().filter(|(_, lease)| lease.has_ended(&self.pods, now)).map(|(id, _)| id).collect();
         for id in &ended {
             self.release(id)?;
         }
@@ -363,6 +411,16 @@ impl Residency {
             }
         }
         Ok(ended.len())
+    }
+
+    /// Ends every lease of some owners. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn release_all(&self, of: impl Fn(&Owner) -> bool) -> Result<(), store::Error> {
+        let theirs: Vec<String> =
+            self.book().leases().filter(|(_, lease)| of(&lease.owner)).map(|(id, _)| id.clone()).collect();
+        theirs.iter().try_for_each(|id| self.release(id).map(drop))
     }
 
     /// Ends a lease; whether there was one. Blocking.

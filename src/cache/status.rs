@@ -179,7 +179,7 @@ impl Cache {
             mount: self.mount_status(),
             moving: self.board.flights().iter().map(|flight| flight.moving()).collect(),
             leases,
-            prefetch: self.wanted_states(),
+            prefetch: self.wanted_states()?,
             totals: self.metrics.totals().into(),
             scrub: self.scrub_status(),
         })

@@ -1,7 +1,11 @@
-//! The list of what to have before anybody asks: each entry is brought, and tried again until it
+//! The lists of what to have before anybody asks: each entry is brought, and tried again until it
 //! is here.
+//!
+//! What is on two lists is brought once and shown under both; either can let go of it alone. What
+//! was here and has been evicted since is not brought again by itself: room was wanted more, and two
+//! models would push each other out for ever. It comes when somebody asks for it, or is pinned.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,19 +14,46 @@ use tokio::task::AbortHandle;
 
 use super::ensure::{LeaseWish, Wish};
 use super::event::Event;
+use super::residency::Resident;
 use super::{Cache, blocking};
-use crate::domain::Source;
+use crate::domain::{Digest, Source};
 use crate::fetch::Selection;
 use crate::report::Failure;
+use crate::store;
 
-/// Who pins what the list says is to be pinned.
-const HOLDER: &str = "prefetch list";
 /// The first wait after a failure; each is twice the one before.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// No wait is longer.
 const PAUSE_MAX: Duration = Duration::from_mins(5);
 
-/// One entry of the list.
+/// Said of an entry that was here and is not any more.
+const EVICTED: &str = "it was here and has been evicted or removed since: it comes when it is asked for, or pinned";
+
+/// Said of an entry that is here, while nothing can be given out.
+const NOT_UP: &str = "it is here; the node cannot give it out yet";
+
+/// Who says what to have. Each list pins for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum List {
+    /// `prefetch` of the settings.
+    #[default]
+    Settings,
+    /// The `CachedModel` objects of the cluster.
+    Cluster,
+}
+
+impl List {
+    /// Who pins what this list says is to be pinned. Written down in the store: it stays as it is.
+    const fn holder(self) -> &'static str {
+        match self {
+            Self::Settings => "prefetch list",
+            Self::Cluster => "cached models",
+        }
+    }
+}
+
+/// One entry of a list.
 #[derive(Debug, Clone)]
 pub struct Want {
     /// The source.
@@ -31,9 +62,18 @@ pub struct Want {
     pub selection: Selection,
     /// Never evict it.
     pub pin: bool,
+    /// How long to wait before it is brought, unless it is here: many nodes hear of a new model in
+    /// the same moment.
+    pub after: Duration,
 }
 
 impl Want {
+    /// The id of its source and selection in the store.
+    #[must_use]
+    pub fn record_id(&self) -> String {
+        self.wish().record_id()
+    }
+
     fn wish(&self) -> Wish {
         Wish::new(self.source.clone(), self.selection.clone(), false, LeaseWish::None)
     }
@@ -44,6 +84,9 @@ impl Want {
 pub struct WantedState {
     /// The source.
     pub source: String,
+    /// Which list it is on.
+    #[serde(default)]
+    pub list: List,
     /// Whether it is pinned.
     pub pin: bool,
     /// Where it is.
@@ -64,15 +107,38 @@ pub enum Progressing {
     Ready,
     /// Failed; tried again later.
     Failed,
+    /// Was here, and has been evicted or removed since.
+    Evicted,
+}
+
+/// An entry of a list, and what is here of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The id of its source and selection in the store.
+    pub record_id: String,
+    /// Where it is. Ready where it is here, also while the origin is asked whether it has changed.
+    pub state: Progressing,
+    /// Why it failed, or what it warns of.
+    pub message: Option<String>,
+    /// The model, where it is ready.
+    pub digest: Option<Digest>,
+    /// Bytes here.
+    pub bytes_done: u64,
+    /// Bytes of all files; 0 until they are known.
+    pub bytes_total: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
-    state: WantedState,
+    source: String,
+    /// The lists it is on, and whether they pin it.
+    lists: BTreeMap<List, bool>,
+    state: Progressing,
+    message: Option<String>,
     task: AbortHandle,
 }
 
-/// The list as it stands.
+/// The lists as they stand.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     entries: Mutex<HashMap<String, Entry>>,
@@ -85,59 +151,80 @@ impl Wanted {
 
     fn set(&self, key: &str, state: Progressing, message: Option<String>) {
         if let Some(entry) = self.entries().get_mut(key) {
-            entry.state.state = state;
-            entry.state.message = message;
+            (entry.state, entry.message) = (state, message);
         }
     }
 }
 
 impl Cache {
-    /// Makes the list what `wants` says: new entries are brought, those that are gone are neither
+    /// Makes a list what `wants` says: new entries are brought, those that are gone are neither
     /// brought nor pinned by it any more. What is here stays until room is wanted.
     ///
     /// # Errors
     /// When pins cannot be written down.
-    pub async fn reconcile(self: &Arc<Self>, wants: Vec<Want>) -> Result<(), Failure> {
-        let wants: HashMap<String, Want> = wants.into_iter().map(|want| (want.wish().record_id(), want)).collect();
+    pub async fn reconcile(self: &Arc<Self>, list: List, wants: Vec<Want>) -> Result<(), Failure> {
+        let wants: HashMap<String, Want> = wants.into_iter().map(|want| (want.record_id(), want)).collect();
         let pins: Vec<String> = wants.iter().filter(|(_, want)| want.pin).map(|(key, _)| key.clone()).collect();
         let cache = Arc::clone(self);
         blocking(move || {
-            let (residency, mut book) = (&cache.residency, cache.residency.book());
-            for key in book.pinned_by(HOLDER).into_iter().filter(|key| !pins.contains(key)) {
-                book.unpin(&residency.store, &key, Some(HOLDER))?;
+            let (residency, mut book, holder) = (&cache.residency, cache.residency.book(), list.holder());
+            for key in book.pinned_by(holder).into_iter().filter(|key| !pins.contains(key)) {
+                book.unpin(&residency.store, &key, Some(holder))?;
             }
             for key in pins {
-                book.pin(&residency.store, &key, HOLDER)?;
+                book.pin(&residency.store, &key, holder)?;
             }
             Ok(())
         })
         .await?;
         let mut entries = self.wanted.entries();
         entries.retain(|key, entry| {
-            let stays = wants.contains_key(key);
-            if !stays {
+            if !wants.contains_key(key) {
+                entry.lists.remove(&list);
+            }
+            if entry.lists.is_empty() {
                 entry.task.abort();
             }
-            stays
+            !entry.lists.is_empty()
         });
         for (key, want) in wants {
-            if let Some(entry) = entries.get_mut(&key) {
-                entry.state.pin = want.pin;
-                continue;
-            }
-            let source = want.source.to_string();
-            let state = WantedState { source, pin: want.pin, state: Progressing::Waiting, message: None };
-            let (cache, own) = (Arc::clone(self), key.clone());
-            let task = tokio::spawn(async move { cache.bring(&own, &want).await }).abort_handle();
-            entries.insert(key, Entry { state, task });
+            let known = entries.remove(&key);
+            let mut lists = known.as_ref().map(|entry| entry.lists.clone()).unwrap_or_default();
+            let before = lists.insert(list, want.pin);
+            // What has been brought once, and perhaps evicted since, is asked for again.
+            let anew = before.is_none() || (want.pin && before == Some(false));
+            let entry = match known {
+                Some(entry) if !(anew && entry.task.is_finished()) => Entry { lists, ..entry },
+                _ => {
+                    let source = want.source.to_string();
+                    let (cache, own) = (Arc::clone(self), key.clone());
+                    let task = tokio::spawn(async move { cache.bring(&own, &want).await }).abort_handle();
+                    Entry { source, lists, state: Progressing::Waiting, message: None, task }
+                }
+            };
+            entries.insert(key, entry);
         }
+        drop(entries);
+        self.residency.changed();
         Ok(())
     }
 
+    fn stands(&self, key: &str, state: Progressing, message: Option<String>) {
+        self.wanted.set(key, state, message);
+        self.residency.changed();
+    }
+
     async fn bring(self: Arc<Self>, key: &str, want: &Want) {
+        if !want.after.is_zero() {
+            let (cache, own) = (Arc::clone(&self), key.to_owned());
+            let here = blocking(move || Ok(cache.residency.resident(&own)?)).await;
+            if !matches!(here, Ok(Some(_))) {
+                tokio::time::sleep(want.after).await;
+            }
+        }
         let mut pause = PAUSE_MIN;
         loop {
-            self.wanted.set(key, Progressing::Moving, None);
+            self.stands(key, Progressing::Moving, None);
             let mut warning = None;
             let ensured = self
                 .ensure(&want.wish(), &mut |event| {
@@ -147,10 +234,10 @@ impl Cache {
                 })
                 .await;
             match ensured {
-                Ok(_) => return self.wanted.set(key, Progressing::Ready, warning),
+                Ok(_) => return self.stands(key, Progressing::Ready, warning),
                 Err(failure) => {
                     tracing::warn!(source = %want.source, error = %failure.message, "an entry of the prefetch list failed: it is tried again");
-                    self.wanted.set(key, Progressing::Failed, Some(failure.message));
+                    self.stands(key, Progressing::Failed, Some(failure.message));
                 }
             }
             tokio::time::sleep(pause).await;
@@ -158,9 +245,170 @@ impl Cache {
         }
     }
 
-    pub(super) fn wanted_states(&self) -> Vec<WantedState> {
-        let mut states: Vec<WantedState> = self.wanted.entries().values().map(|entry| entry.state.clone()).collect();
-        states.sort_by(|a, b| a.source.cmp(&b.source));
-        states
+    /// The entries of all lists, for people. Blocking.
+    pub(super) fn wanted_states(&self) -> Result<Vec<WantedState>, store::Error> {
+        let known: Vec<_> = {
+            let entries = self.wanted.entries();
+            let known = |(key, entry): (&String, &Entry)| {
+                (key.clone(), entry.source.clone(), entry.lists.clone(), entry.state, entry.message.clone())
+            };
+            entries.iter().map(known).collect()
+        };
+        let mut states = Vec::new();
+        for (key, source, lists, state, message) in known {
+            let (state, message) = if state == Progressing::Ready && self.resident_and_staying(&key)?.is_none() {
+                self.gone(&key)
+            } else {
+                (state, message)
+            };
+            states.extend(lists.into_iter().map(|(list, pin)| WantedState {
+                source: source.clone(),
+                list,
+                pin,
+                state,
+                message: message.clone(),
+            }));
+        }
+        states.sort_by(|a, b| (&a.source, a.list).cmp(&(&b.source, b.list)));
+        Ok(states)
+    }
+
+    /// How the entries of one list stand. Blocking.
+    ///
+    /// # Errors
+    /// [`store::Error::Io`].
+    pub fn standings(&self, list: List) -> Result<Vec<Standing>, store::Error> {
+        let known: Vec<_> = {
+            let entries = self.wanted.entries();
+            let own = entries.iter().filter(|(_, entry)| entry.lists.contains_key(&list));
+            own.map(|(key, entry)| (key.clone(), entry.state, entry.message.clone())).collect()
+        };
+        let mut standings = Vec::new();
+        for (record_id, state, message) in known {
+            let resident = self.resident_and_staying(&record_id)?;
+            let is_kept = state != Progressing::Failed && resident.is_some();
+            let (state, message) = match state {
+                Progressing::Failed => (state, message),
+                _ if is_kept && self.is_up() => (Progressing::Ready, message),
+                _ if is_kept => (Progressing::Waiting, Some(NOT_UP.to_owned())),
+                Progressing::Ready => self.gone(&record_id),
+                _ => (state, message),
+            };
+            let here = resident.filter(|_| state == Progressing::Ready);
+            let bytes = here.as_ref().map_or(0, |resident| resident.bytes);
+            let (bytes_done, bytes_total) = match self.board.flight(&record_id) {
+                Some(flight) if here.is_none() => {
+                    let moving = flight.moving();
+                    (moving.bytes_done, moving.bytes_total)
+                }
+                _ => (bytes, bytes),
+            };
+            let digest = here.map(|resident| resident.digest);
+            standings.push(Standing { record_id, state, message, digest, bytes_done, bytes_total });
+        }
+        Ok(standings)
+    }
+
+    /// The complete model of a source, unless it is being evicted.
+    fn resident_and_staying(&self, key: &str) -> Result<Option<Arc<Resident>>, store::Error> {
+        let resident = self.residency.resident(key)?;
+        Ok(resident.filter(|resident| !self.residency.book().is_leaving(&resident.digest)))
+    }
+
+    /// How an entry stands that was here.
+    fn gone(&self, key: &str) -> (Progressing, Option<String>) {
+        match self.board.flight(key) {
+            // Somebody else asked for it.
+            Some(_) => (Progressing::Moving, None),
+            None => (Progressing::Evicted, Some(EVICTED.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what `tokio::test` makes of a test enters a runtime")]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::super::cache_in;
+    use super::*;
+
+    fn models(names: &[&str]) -> (TempDir, Arc<Cache>) {
+        let directory = tempfile::tempdir().expect("a directory");
+        for name in names {
+            let model = directory.path().join(name);
+            std::fs::create_dir(&model).expect("a directory");
+            let license = Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE");
+            std::fs::copy(license, model.join("weights.bin")).expect("a file");
+        }
+        let cache = cache_in(directory.path());
+        cache.set_proven();
+        (directory, cache)
+    }
+
+    fn want(directory: &TempDir, name: &str, pin: bool, after: Duration) -> Want {
+        let source = format!("file://{}/{name}/", directory.path().display());
+        Want { source: Source::parse(&source).expect("a source"), selection: Selection::default(), pin, after }
+    }
+
+    fn states(cache: &Cache) -> Vec<(List, bool, Progressing)> {
+        let states = cache.wanted_states().expect("states");
+        states.into_iter().map(|wanted| (wanted.list, wanted.pin, wanted.state)).collect()
+    }
+
+    async fn until(cache: &Cache, expected: &[(List, bool, Progressing)]) {
+        let mut changes = cache.changes();
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while states(cache) != expected {
+                changes.changed().await.expect("the cache lives");
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{:?}", states(cache)));
+    }
+
+    #[tokio::test]
+    async fn what_is_on_two_lists_comes_once_and_stays_with_either() {
+        use Progressing::{Evicted, Ready};
+        let (directory, cache) = models(&["a"]);
+        let wants = |pin| vec![want(&directory, "a", pin, Duration::ZERO)];
+        cache.reconcile(List::Settings, wants(true)).await.expect("taken");
+        cache.reconcile(List::Cluster, wants(false)).await.expect("taken");
+        until(&cache, &[(List::Settings, true, Ready), (List::Cluster, false, Ready)]).await;
+        assert_eq!(cache.metrics.totals().pulls, 1);
+
+        cache.reconcile(List::Cluster, wants(true)).await.expect("taken");
+        cache.reconcile(List::Settings, Vec::new()).await.expect("taken");
+        until(&cache, &[(List::Cluster, true, Ready)]).await;
+        let key = want(&directory, "a", true, Duration::ZERO).record_id();
+        assert_eq!(cache.residency.book().pinned_by("cached models"), std::slice::from_ref(&key));
+        assert!(cache.residency.book().pinned_by("prefetch list").is_empty());
+
+        // What is gone stays gone, until it is pinned again.
+        cache.reconcile(List::Cluster, wants(false)).await.expect("taken");
+        cache.remove(vec![format!("file://{}/a/", directory.path().display())]).await.expect("removed");
+        until(&cache, &[(List::Cluster, false, Evicted)]).await;
+        cache.reconcile(List::Cluster, wants(false)).await.expect("taken");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(states(&cache), [(List::Cluster, false, Evicted)]);
+        let standing = cache.standings(List::Cluster).expect("standings").remove(0);
+        assert_eq!((standing.record_id, standing.state, standing.digest), (key, Evicted, None));
+        cache.reconcile(List::Cluster, wants(true)).await.expect("taken");
+        until(&cache, &[(List::Cluster, true, Ready)]).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_here_does_not_wait() {
+        use Progressing::{Ready, Waiting};
+        let (directory, cache) = models(&["a", "b"]);
+        cache.reconcile(List::Settings, vec![want(&directory, "a", false, Duration::ZERO)]).await.expect("taken");
+        until(&cache, &[(List::Settings, false, Ready)]).await;
+        cache.reconcile(List::Settings, Vec::new()).await.expect("taken");
+        let late = Duration::from_hours(1);
+        let wants = vec![want(&directory, "a", false, late), want(&directory, "b", false, late)];
+        cache.reconcile(List::Cluster, wants).await.expect("taken");
+        until(&cache, &[(List::Cluster, false, Ready), (List::Cluster, false, Waiting)]).await;
     }
 }

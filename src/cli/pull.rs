@@ -36,6 +36,7 @@ impl LocalPull<'_> {
             requester_pays: self.origin.requester_pays,
             region: self.origin.region.clone(),
             endpoint: self.origin.endpoint_url.clone(),
+            keys: None,
         };
         let progress = Arc::new(Progress::default());
         let pull = Pull {

@@ -259,6 +259,7 @@ fn prefetch(states: &[WantedState]) -> Option<String> {
             Progressing::Moving => "moving",
             Progressing::Ready => "ready",
             Progressing::Failed => "failed",
+            Progressing::Evicted => "evicted",
         };
         let pinned = if wanted.pin { "yes" } else { "no" };
         let message = wanted.message.clone().unwrap_or_default();

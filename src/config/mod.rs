@@ -6,6 +6,7 @@
 
 mod document;
 mod load;
+mod policy;
 mod prefetch;
 mod problem;
 mod setting;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::load::{DEFAULT_PATH, FILE_LEN_MAX, Loaded, SetBy};
+pub use self::policy::{Caller, Rule};
 pub use self::prefetch::Prefetch;
 pub use self::setting::{SETTINGS, Setting, example};
 use crate::domain::Source;
@@ -64,6 +66,10 @@ pub struct Config {
     pub mount: Option<MountAt>,
     /// How long a read of the mount waits for bytes that do not arrive; 1 s to 1 h.
     pub read_timeout: Duration,
+    /// The name of this node in Kubernetes, at most 253 bytes, if it is one.
+    pub node: Option<String>,
+    /// Who may ask for what; where there are none, everybody for everything that `sources` allows.
+    pub policy: Vec<Rule>,
     /// A tracing filter, which compiles.
     pub log: String,
     /// How lines of the log look.
@@ -121,6 +127,8 @@ impl Default for Config {
             kubelet_dir: "/var/lib/kubelet".into(),
             mount: None,
             read_timeout: Duration::from_mins(5),
+            node: None,
+            policy: Vec::new(),
             log: "info".into(),
             log_format: LogFormat::Text,
             prefetch: Vec::new(),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::problem::Wrong;
 use super::value::{self, Raw};
-use super::{Config, sources, told};
+use super::{Config, policy, sources, told};
 
 /// Longer, and a changed model would go unnoticed for a day.
 const RECHECK_MAX: Duration = Duration::from_hours(24);
@@ -184,6 +184,22 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| json!(told::duration(config.read_timeout)),
     },
     Setting {
+        name: "node",
+        form: r#"the name of a node, or "" for none"#,
+        default: r#""""#,
+        reason: "This node's name in Kubernetes. With it the daemon is the CSI driver csi.larder.dev where there is a keeper, brings the CachedModels that are for this node, and says what is here by labels and a NodeCache.",
+        read: Some(|config, raw| set(&mut config.node, value::node(raw))),
+        show: |config| json!(config.node.as_deref().unwrap_or_default()),
+    },
+    Setting {
+        name: "policy",
+        form: r#"a list of tables such as [{ namespaces = ["team-a", "lab-*"], service_accounts = ["*"], sources = ["s3://team-a/"] }]"#,
+        default: "[]",
+        reason: "Which pods may ask for which sources; `service_accounts` may be left out. Where there is a rule, what no rule lets is refused. Who asks at the socket has no name, and gets what a rule for all namespaces and service accounts lets.",
+        read: Some(policy::read),
+        show: |config| config.policy.iter().map(policy::show).collect(),
+    },
+    Setting {
         name: "log",
         form: r#"a level (error, warn, info, debug, trace, off) or a tracing filter such as "info,larder::fetch=debug""#,
         default: r#""info""#,
@@ -285,7 +301,7 @@ mod tests {
 
     #[test]
     fn there_are_few_and_each_says_why() {
-        assert!(SETTINGS.len() <= 20, "{} settings", SETTINGS.len());
+        assert!(SETTINGS.len() <= 22, "{} settings", SETTINGS.len());
         for setting in SETTINGS {
             assert!(setting.reason.ends_with('.') && !setting.form.ends_with('.'), "{}", setting.name);
             let key = |c: char| c.is_ascii_lowercase() || c == '_';

@@ -97,6 +97,8 @@ fn a_full_file_is_read() {
     kubelet_dir     "/var/lib/kubelet"               default
     mount           "keeper:/run/k.sock"             larder.toml:13
     read_timeout    "5m"                             default
+    node            ""                               default
+    policy          []                               default
     log             "info,larder::fetch=debug"       larder.toml:14
     log_format      "json"                           larder.toml:15
 

@@ -16,6 +16,8 @@ pub(super) const SOCKET_LEN_MAX: usize = 107;
 const PATH_LEN_MAX: usize = 4095;
 /// Filters, regions and globs; more is no sensible one and costs to compile.
 pub(super) const TEXT_LEN_MAX: usize = 1024;
+/// Of a DNS subdomain (RFC 1123), as Kubernetes names objects.
+const NODE_LEN_MAX: usize = 253;
 /// Characters of a wrong value that are shown.
 const SHOWN_LEN_MAX: usize = 80;
 
@@ -202,6 +204,16 @@ pub(super) fn address(raw: Raw<'_>) -> Result<Option<SocketAddr>, Wrong> {
     })
 }
 
+/// The name of a node, which is a subdomain of DNS, or nothing.
+pub(super) fn node(raw: Raw<'_>) -> Result<Option<String>, Wrong> {
+    let text = raw.text().ok_or_else(|| raw.wrong())?;
+    let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if text.len() > NODE_LEN_MAX || !text.chars().all(named) {
+        return Err(raw.wrong());
+    }
+    Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+}
+
 /// The name of a region, or nothing.
 pub(super) fn region(raw: Raw<'_>) -> Result<Option<String>, Wrong> {
     let text = raw.text().ok_or_else(|| raw.wrong())?;
@@ -362,7 +374,7 @@ mod tests {
             let raw = Raw::Text(&text);
             let wrongs = [
                 boolean(raw).err(), percent(raw, 1..=99).err(), duration(raw, ANY).err(), size(raw).err(),
-                path(raw).err(), socket(raw).err(), address(raw).err(), region(raw).err(), endpoint(raw).err(),
+                path(raw).err(), socket(raw).err(), address(raw).err(), region(raw).err(), node(raw).err(), endpoint(raw).err(),
                 filter(raw).err(), log_format(raw).err(),
             ];
             for wrong in wrongs.into_iter().flatten() {

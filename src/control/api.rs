@@ -42,14 +42,17 @@ pub enum Rights {
     Admin,
 }
 
+/// Whether a source may be asked for at a socket.
+pub type Allows = Box<dyn Fn(Rights, &Source) -> bool + Send + Sync>;
+
 /// The daemon, for the routes.
 pub struct Api {
     /// The models.
     pub cache: Arc<Cache>,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
-    /// Whether a source may be asked for.
-    pub allows: Box<dyn Fn(&Source) -> bool + Send + Sync>,
+    /// Whether a source may be asked for at a socket.
+    pub allows: Allows,
     /// Where it is in its life.
     pub phase: watch::Receiver<Phase>,
     /// Seconds since 1970 when it started.

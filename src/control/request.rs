@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::api::Api;
+use super::api::{Api, Rights};
 use crate::cache::{LeaseWish, Owner, Wish};
 use crate::domain::Source;
 use crate::fetch::Selection;
@@ -108,13 +108,13 @@ impl EnsureBody {
     ///
     /// # Errors
     /// [`Exit::Usage`]; [`Exit::Denied`] for a source that the settings do not allow.
-    pub fn wish(&self, api: &Api) -> Result<Wish, Failure> {
+    pub fn wish(&self, api: &Api, rights: Rights) -> Result<Wish, Failure> {
         let source = Source::parse(&self.source)?;
-        if !(api.allows)(&source) {
+        if !(api.allows)(rights, &source) {
             return Err(Failure::hinted(
                 Exit::Denied,
                 format!("`{source}` may not be asked for on this node"),
-                "the setting `sources` of larder's daemon lists what may",
+                "the settings `sources` and `policy` of larder's daemon say what may",
             ));
         }
         if self.include.len() > GLOB_COUNT_MAX || self.exclude.len() > GLOB_COUNT_MAX {

@@ -53,7 +53,7 @@ async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) ->
     }
     let path = request.uri().path().to_owned();
     let answered = match path.as_str() {
-        "/v1/ensure" => ensure(api, request).await,
+        "/v1/ensure" => ensure(api, rights, request).await,
         "/v1/models" => models(api).await,
         "/v1/model" => model(api, request.uri().query().unwrap_or_default()).await,
         "/v1/status" => status(api).await,
@@ -120,9 +120,9 @@ async fn read<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Res
     }
 }
 
-async fn ensure(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
+async fn ensure(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) -> Answered {
     let body: EnsureBody = read(request).await?;
-    let wish = body.wish(api)?;
+    let wish = body.wish(api, rights)?;
     let (lines, response) = answer::lines();
     let api = Arc::clone(api);
     tokio::spawn(async move {

@@ -10,12 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use larder_keeper::Errands;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::cache::{Cache, Settings, Watermarks};
-use crate::config::{Config, Loaded, MountAt};
+use crate::cache::{Cache, Pods, Settings, Watermarks};
+use crate::cluster;
+use crate::config::{Caller, Config, Loaded, MountAt};
 use crate::control::{self, Api, Phase, Rights};
+use crate::csi;
+use crate::domain::Source;
 use crate::mount::{Mounts, Unmount};
 use crate::remote;
 use crate::report::{Exit, Failure, text};
@@ -70,14 +74,23 @@ fn settings(config: &Config) -> Settings {
     Settings {
         watermarks: Watermarks { high: config.high_watermark, low: config.low_watermark },
         recheck: config.recheck,
-        kubelet: config.kubelet_dir.clone(),
+        pods: pods(config),
         origin: remote::Options {
             anonymous: config.anonymous,
             requester_pays: config.requester_pays,
             region: config.region.clone(),
             endpoint: config.endpoint_url.clone(),
+            keys: None,
         },
     }
+}
+
+/// The daemon that has a keeper may look into none of kubelet's directories, and asks it.
+fn pods(config: &Config) -> Pods {
+    let pods = config.kubelet_dir.join("pods");
+    let Some(MountAt::Keeper(socket)) = &config.mount else { return Pods::Directory(pods) };
+    let keeper = Errands::new(socket);
+    Pods::Asked(Box::new(move |uid| keeper.there(pods.join(uid)).ok()))
 }
 
 async fn serve(
@@ -99,15 +112,19 @@ async fn serve(
     };
     let (phase, phases) = watch::channel(Phase::Recovering);
     let allowed = config.clone();
+    let cluster_metrics = Arc::clone(&metrics);
     let api = Arc::new(Api {
         cache: Arc::clone(cache),
         metrics,
-        allows: Box::new(move |source| allowed.allows(source)),
+        allows: Box::new(move |rights, source| match rights {
+            Rights::Use => allowed.lets(Caller::Unnamed, source),
+            Rights::Admin => allowed.allows(source),
+        }),
         phase: phases,
         started: text::unix(SystemTime::now()),
         socket: config.socket.clone(),
     });
-    let unmount = mount(config, cache)?;
+    let (mounts, unmount) = mount(config, cache)?.unzip();
     let (closing, closed) = watch::channel(false);
     tokio::spawn(control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone()));
     tokio::spawn(control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone()));
@@ -132,6 +149,16 @@ async fn serve(
         tracing::warn!(error = %failure.message, "models that pods read while they arrive are fetched when they are read");
     }
 
+    if let Some(node) = &config.node {
+        let plugin = mounts.as_ref().map(|mounts| serve_kubelet(config, node, cache, mounts)).transpose()?.flatten();
+        // Where there is nothing to wait for, the node serves as soon as the cache does.
+        let serving = plugin.map_or_else(|| watch::channel(true).1, |plugin| plugin.listening());
+        let (node, allowed) = (node.clone(), config.clone());
+        let allows = Arc::new(move |source: &Source| allowed.allows(source));
+        let settings = cluster::Settings { node, allows, serving, metrics: cluster_metrics };
+        tokio::spawn(cluster::follow(settings, Arc::clone(cache)));
+    }
+
     let deadline = stop.asked().await;
     tracing::info!("stopping: what is on its way stays resumable");
     phase.send_replace(Phase::Stopping);
@@ -146,21 +173,54 @@ async fn serve(
     for socket in [&config.socket, &config.admin_socket] {
         let _ = std::fs::remove_file(socket);
     }
-    if let Some(unmount) = unmount {
+    if let Some(unmount) = unmount.flatten() {
         unmount.unmount();
     }
     tracing::info!("stopped");
     Ok(Exit::Done)
 }
 
+/// Is the CSI driver of the node, where there is a keeper for what only root may do.
+fn serve_kubelet(
+    config: &Config,
+    node: &str,
+    cache: &Arc<Cache>,
+    mounts: &Mounts,
+) -> Result<Option<Arc<csi::Plugin>>, Failure> {
+    let Some(MountAt::Keeper(socket)) = &config.mount else {
+        tracing::warn!("there are no CSI volumes on this node: they need the setting `mount` to name a keeper");
+        return Ok(None);
+    };
+    let rules = config.clone();
+    let policy = move |pod: &csi::Pod, source: &Source| {
+        let csi::Pod { namespace, service_account, .. } = pod;
+        if rules.lets(Caller::Pod { namespace, service_account }, source) {
+            return Ok(());
+        }
+        Err(Failure::hinted(
+            Exit::Denied,
+            format!("service account `{service_account}` of namespace `{namespace}` may not ask for `{source}`"),
+            "the settings `sources` and `policy` of larder's daemon say who may",
+        ))
+    };
+    let keeper = Errands::new(socket);
+    let node = node.to_owned();
+    let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy))?;
+    tokio::spawn(Arc::clone(&plugin).run(mounts.count()));
+    Ok(Some(plugin))
+}
+
+/// The mounts, and how to end one of our own.
+type Mounting = (Arc<Mounts>, Option<Unmount>);
+
 /// Mounts, or follows the keeper that does.
-fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Unmount>, Failure> {
+fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Mounting>, Failure> {
     let Some(at) = &config.mount else { return Ok(None) };
     let mounts = Mounts::new(cache, tokio::runtime::Handle::current(), config.read_timeout)
         .map_err(|error| Failure::new(Exit::Defect, format!("cannot serve a mount: {error}")))?;
     match at {
         MountAt::Directory(directory) => match mounts.mount(directory) {
-            Ok(unmount) => Ok(Some(unmount)),
+            Ok(unmount) => Ok(Some((mounts, Some(unmount)))),
             Err(error) => Err(Failure::hinted(
                 Exit::Usage,
                 format!("cannot mount at `{}`: {error}", directory.display()),
@@ -168,12 +228,12 @@ fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Unmount>, Failure
             )),
         },
         MountAt::Keeper(socket) => {
-            let socket = socket.clone();
+            let (socket, followed) = (socket.clone(), Arc::clone(&mounts));
             std::thread::Builder::new()
                 .name("keeper".into())
-                .spawn(move || mounts.follow(&socket))
+                .spawn(move || followed.follow(&socket))
                 .map_err(|error| Failure::new(Exit::Defect, format!("cannot follow the keeper: {error}")))?;
-            Ok(None)
+            Ok(Some((mounts, None)))
         }
     }
 }

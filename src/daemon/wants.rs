@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{Cache, Want};
+use crate::cache::{Cache, List, Want};
 use crate::config::{Config, Loaded};
 use crate::fetch::Selection;
 
@@ -52,9 +52,9 @@ async fn reconcile(cache: &Arc<Cache>, config: &Config) {
     let wants = config.prefetch.iter().filter_map(|entry| {
         // The globs were checked with the settings.
         let selection = Selection::new(&entry.include, &entry.exclude).ok()?;
-        Some(Want { source: entry.source.clone(), selection, pin: entry.pin })
+        Some(Want { source: entry.source.clone(), selection, pin: entry.pin, after: Duration::ZERO })
     });
-    if let Err(failure) = cache.reconcile(wants.collect()).await {
+    if let Err(failure) = cache.reconcile(List::Settings, wants.collect()).await {
         tracing::error!("the prefetch list could not be taken up: {}", failure.message);
     }
 }

@@ -10,6 +10,7 @@ mod filesystem;
 mod links;
 mod node;
 mod opens;
+mod probe;
 mod session;
 mod tree;
 
@@ -27,7 +28,9 @@ use filesystem::{Answers, Mounted};
 use fuser::Session;
 use larder_keeper::{Hello, Keeper};
 use opens::Opens;
+use probe::Probe;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 /// How long a keeper may take to answer.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -45,6 +48,9 @@ pub struct Mounts {
     /// What may be open from an earlier life, until there is a connection.
     supposed: Mutex<Vec<Digest>>,
     keeper: Mutex<Option<Arc<Keeper>>>,
+    probe: Probe,
+    /// How many mounts there have been.
+    count: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +85,18 @@ fn forget(mut discards: broadcast::Receiver<ObjectId>, of: &Weak<Mounts>) {
     }
 }
 
+/// Asks whether the mount answers, for as long as there are mounts.
+fn probe(of: &Weak<Mounts>) {
+    while let Some(mounts) = of.upgrade() {
+        let directory = lock(&mounts.now).directory.clone();
+        if let Some(directory) = directory {
+            mounts.probe.ask(&directory);
+        }
+        drop(mounts);
+        std::thread::sleep(probe::INTERVAL);
+    }
+}
+
 impl Mounts {
     /// No mount yet. `patience` is how long a read waits for bytes that do not come.
     ///
@@ -93,13 +111,17 @@ impl Mounts {
             now: Mutex::default(),
             supposed: Mutex::default(),
             keeper: Mutex::default(),
+            probe: Probe::default(),
+            count: watch::Sender::new(0),
         });
         mounts.suppose_open()?;
         let of = Arc::downgrade(&mounts);
         cache.expect_mount(Box::new(move || of.upgrade().map(|mounts| mounts.status()).unwrap_or_default()));
         cache.store().observe(Arc::clone(&mounts) as Arc<dyn Observer>);
         let (discards, of) = (cache.discards(), Arc::downgrade(&mounts));
+        let probed = Arc::downgrade(&mounts);
         std::thread::Builder::new().name("mount-forget".into()).spawn(move || forget(discards, &of))?;
+        std::thread::Builder::new().name("mount-probe".into()).spawn(move || probe(&probed))?;
         Ok(mounts)
     }
 
@@ -156,6 +178,7 @@ impl Mounts {
             now.epoch = epoch;
         }
         self.cache.set_mount(directory.to_owned());
+        self.count.send_modify(|count| *count += 1);
         let mounts = Arc::clone(self);
         let of = Arc::downgrade(answers);
         std::thread::Builder::new().name("mount".into()).spawn(move || {
@@ -241,12 +264,18 @@ impl Mounts {
         Ok(())
     }
 
+    /// How many mounts there have been, for those who have to do something with each.
+    #[must_use]
+    pub fn count(&self) -> watch::Receiver<u64> {
+        self.count.subscribe()
+    }
+
     /// How it is.
     pub fn status(&self) -> MountStatus {
         let now = lock(&self.now);
         // Between two keepers there is none that anybody new could find.
         let (kept, own) = (lock(&self.keeper).is_some(), now.own);
-        let is_held = kept || own;
+        let is_held = (kept || own) && self.probe.answers();
         let passes = now.current.as_ref().is_some_and(|answers| answers.passes.load(Relaxed));
         MountStatus {
             directory: now.directory.as_ref().filter(|_| is_held).map(|directory| directory.display().to_string()),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use google_cloud_auth::credentials::{self, CacheableResource, Credentials};
+use google_cloud_auth::credentials::{self, CacheableResource, Credentials, service_account};
 use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_storage::client::Storage;
 use google_cloud_storage::model_ext::ReadRange;
@@ -17,6 +17,7 @@ use google_cloud_storage::read_resume_policy::NeverResume;
 use http::Method;
 use serde::Deserialize;
 
+use super::keys::{Keys, Kind};
 use super::objects::{self, Entry, OBJECT_COUNT_MAX};
 use super::transport::{self, ANSWER_TIMEOUT, Refused};
 use super::{Body, Error, Listing, Options, Remote};
@@ -65,11 +66,21 @@ impl Gcs {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         let uri = source.to_string();
         transport::check_endpoint(&uri, &endpoint)?;
-        let credentials = if options.anonymous || emulator.is_some() {
-            credentials::anonymous::Builder::new().build()
-        } else {
-            let built = credentials::Builder::default().with_scopes([SCOPE]).build();
-            built.map_err(|e| Error::Credentials { uri: uri.clone(), detail: transport::chain(&e) })?
+        let unusable = |detail: String| Error::Credentials { uri: uri.clone(), detail };
+        let credentials = match options.keys.as_ref().map(Keys::kind) {
+            Some(Kind::Google(json)) => {
+                // The text of a key is not repeated by whatever is said about it.
+                let key = serde_json::from_str(json).map_err(|_| unusable("`key.json` is not JSON".to_owned()))?;
+                let built = service_account::Builder::new(key)
+                    .with_access_specifier(service_account::AccessSpecifier::from_scopes([SCOPE]))
+                    .build();
+                built.map_err(|e| unusable(transport::chain(&e)))?
+            }
+            _ if options.anonymous || emulator.is_some() => credentials::anonymous::Builder::new().build(),
+            _ => {
+                let built = credentials::Builder::default().with_scopes([SCOPE]).build();
+                built.map_err(|e| unusable(transport::chain(&e)))?
+            }
         };
         let storage = Storage::builder()
             .with_endpoint(&endpoint)

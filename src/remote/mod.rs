@@ -8,6 +8,7 @@
 mod error;
 mod file;
 mod gcs;
+mod keys;
 mod objects;
 mod s3;
 mod transport;
@@ -24,6 +25,7 @@ use futures::Stream;
 use crate::domain::{Claims, Object, Scheme, Source};
 
 pub use error::Error;
+pub use keys::Keys;
 
 /// The slices of one answer, in order. An error ends it; bytes before the error are good.
 pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
@@ -79,6 +81,8 @@ pub struct Options {
     pub region: Option<String>,
     /// Endpoint URL, likewise.
     pub endpoint: Option<String>,
+    /// Credentials, likewise.
+    pub keys: Option<Keys>,
 }
 
 /// Prepares a source. Credentials and settings are read here; the bucket is not asked yet.

@@ -153,6 +153,7 @@ impl Layout {
                 "leases",
                 "pins",
                 "state",
+                "volumes",
             ]
             .map(|d| self.root.join(d)),
         );

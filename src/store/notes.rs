@@ -20,6 +20,8 @@ pub enum Shelf {
     Pins,
     /// Where work that takes days is.
     State,
+    /// What is mounted for which pod.
+    Volumes,
 }
 
 impl Shelf {
@@ -28,6 +30,7 @@ impl Shelf {
             Self::Leases => "leases",
             Self::Pins => "pins",
             Self::State => "state",
+            Self::Volumes => "volumes",
         }
     }
 }

@@ -101,6 +101,30 @@ label! {
     }
 }
 
+label! {
+    /// What is written to the cluster.
+    Write "kind" {
+        /// Labels of the own node.
+        Labels = "labels",
+        /// The startup taint of the own node, taken away.
+        Taint = "taint",
+        /// The own `NodeCache`.
+        Status = "status",
+    }
+}
+
+label! {
+    /// What came of a write to the cluster.
+    Written "outcome" {
+        /// It was done.
+        Done = "done",
+        /// This node may not, or what it writes to is not defined there.
+        Refused = "refused",
+        /// It failed, and is tried again.
+        Failed = "failed",
+    }
+}
+
 impl Code {
     /// The class of a status. The daemon sends neither 1xx nor 3xx; they would count as done.
     pub(super) fn of(status: u16) -> Self {

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use super::gauges::Gauges;
-use super::labels::{Cause, Code, Outcome, Socket, VERSION, Where};
+use super::labels::{Cause, Code, Outcome, Socket, VERSION, Where, Write, Written};
 use super::split::Split;
 use super::table::{self, BUCKETS, Metric};
 
@@ -31,6 +31,8 @@ pub struct Metrics {
     scrubbed_bytes: Counter,
     repaired_blobs: Counter,
     control_requests: Split<Counter>,
+    cluster_writes: Split<Counter>,
+    cluster_up: Gauge,
     ensure_seconds: Split<Histogram>,
     pull_seconds: Histogram,
 }
@@ -83,6 +85,8 @@ impl Metrics {
         table::BUILD_INFO.register(&mut registry, build_info);
         let ensure_seconds = Split::new(&table::ENSURE_SECONDS, || Histogram::new(BUCKETS));
         table::ENSURE_SECONDS.register(&mut registry, ensure_seconds.clone());
+        let cluster_up = Gauge::default();
+        table::CLUSTER_UP.register(&mut registry, cluster_up.clone());
         let pull_seconds = Histogram::new(BUCKETS);
         table::PULL_SECONDS.register(&mut registry, pull_seconds.clone());
         Self {
@@ -96,6 +100,8 @@ impl Metrics {
             scrubbed_bytes: counter(&mut registry, &table::SCRUBBED_BYTES),
             repaired_blobs: counter(&mut registry, &table::REPAIRED_BLOBS),
             control_requests: counters(&mut registry, &table::CONTROL_REQUESTS),
+            cluster_writes: counters(&mut registry, &table::CLUSTER_WRITES),
+            cluster_up,
             ensure_seconds,
             pull_seconds,
             registry,
@@ -153,6 +159,17 @@ impl Metrics {
     pub fn control_request(&self, socket: Socket, status: u16) {
         let codes = Code::LABEL.values.len();
         self.control_requests.at(socket as usize * codes + Code::of(status) as usize).inc();
+    }
+
+    /// Something was written to the cluster, or not.
+    pub fn cluster_write(&self, what: Write, written: Written) {
+        let outcomes = Written::LABEL.values.len();
+        self.cluster_writes.at(what as usize * outcomes + written as usize).inc();
+    }
+
+    /// Whether the cluster is followed: whether what was last asked of each list and watch worked.
+    pub fn cluster_up(&self, is_up: bool) {
+        self.cluster_up.set(is_up.into());
     }
 
     /// The counters that `status` shows. Each is exact; together they may be some events apart.

@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::{self, Registry};
 
-use super::labels::{Cause, Code, How, Label, Outcome, Socket, VERSION, Where};
+use super::labels::{Cause, Code, How, Label, Outcome, Socket, VERSION, Where, Write, Written};
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,10 @@ table! {
         "Opens and reads in the mount that ended in an I/O error";
     MOUNT_READ_BYTES = Counter "larder_mount_read_bytes" BYTES, [],
         "Bytes that the daemon read for the kernel; what the kernel reads by itself is not among them";
+    CLUSTER_WRITES = Counter "larder_cluster_writes" None, [Write::LABEL, Written::LABEL],
+        "Writes to the cluster's API server, by what was written and what came of it";
+    CLUSTER_UP = Gauge "larder_cluster_up" None, [],
+        "Whether the cluster is followed: 1, or 0 where the last list or watch failed, or none is wanted";
     PULLS_IN_FLIGHT = Gauge "larder_pulls_in_flight" None, [],
         "Pulls that run now";
     CALLERS_WAITING = Gauge "larder_callers_waiting" None, [],

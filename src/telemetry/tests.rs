@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::promql::{self, Selector};
 use super::table::BUCKETS;
-use super::{Cause, Gauges, Kind, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where};
+use super::{Cause, Gauges, Kind, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where, Write, Written};
 
 /// Copied beside the manifests of the daemonset, for people to import.
 const DASHBOARD: &str = include_str!("../../daemonset/grafana/larder.json");
@@ -161,6 +161,11 @@ fn each_event_is_counted_where_it_belongs() {
         metrics.control_request(Socket::Use, status);
     }
     metrics.control_request(Socket::Admin, 500);
+    metrics.cluster_write(Write::Labels, Written::Done);
+    metrics.cluster_write(Write::Taint, Written::Refused);
+    metrics.cluster_write(Write::Status, Written::Failed);
+    metrics.cluster_write(Write::Status, Written::Failed);
+    metrics.cluster_up(true);
     let scrape = Scrape::read(&metrics.render(&Gauges::default()));
     for (series, value) in [
         ("larder_ensures_total{outcome=\"hit\"}", "2"),
@@ -193,6 +198,11 @@ fn each_event_is_counted_where_it_belongs() {
         ("larder_control_requests_total{socket=\"use\",code=\"5xx\"}", "1"),
         ("larder_control_requests_total{socket=\"admin\",code=\"2xx\"}", "0"),
         ("larder_control_requests_total{socket=\"admin\",code=\"5xx\"}", "1"),
+        ("larder_cluster_writes_total{kind=\"labels\",outcome=\"done\"}", "1"),
+        ("larder_cluster_writes_total{kind=\"labels\",outcome=\"failed\"}", "0"),
+        ("larder_cluster_writes_total{kind=\"taint\",outcome=\"refused\"}", "1"),
+        ("larder_cluster_writes_total{kind=\"status\",outcome=\"failed\"}", "2"),
+        ("larder_cluster_up", "1"),
     ] {
         assert_eq!(scrape.value(series), value, "{series}");
     }

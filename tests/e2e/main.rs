@@ -4,6 +4,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod credentials;
+mod csi;
 mod faults;
 mod gcs;
 mod journeys;

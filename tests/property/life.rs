@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use larder::cache::{Cache, Event, Granted, LeaseWish, Owner, Settings, Watermarks, Wish};
+use larder::cache::{Cache, Event, Granted, LeaseWish, Owner, Pods, Settings, Watermarks, Wish};
 use larder::remote;
 use larder::report::Failure;
 use larder::store::Store;
@@ -55,12 +55,13 @@ impl Life {
         let settings = Settings {
             watermarks: Watermarks { high: HIGH, low: LOW },
             recheck,
-            kubelet: kubelet.to_owned(),
+            pods: Pods::Directory(kubelet.join("pods")),
             origin: remote::Options {
                 anonymous: true,
                 requester_pays: false,
                 region: Some("us-east-1".to_owned()),
                 endpoint: Some(endpoint),
+                keys: None,
             },
         };
         let cache =

@@ -1,10 +1,12 @@
-//! Models where pods want them: bind mounts of directories of our file system.
+//! Models where pods want them: bind mounts of directories of our file system, and of directories
+//! of the daemon's store.
 //!
-//! A bind inherits nosuid, nodev, noexec and read-only from the mount it is taken from.
+//! A bind inherits nosuid, nodev, noexec and read-only from our file system; what is of the store is
+//! given them.
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use larder_keeper::protocol::Refusal;
@@ -12,9 +14,12 @@ use rustix::fs::{AtFlags, Mode, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
+use crate::args::Settings;
+use crate::models::{self, Models};
 use crate::mount::{Mount, STACK_LEN_MAX};
 use crate::mountinfo::{self, Entry, TYPE};
 use crate::place::{Place, is_plain, open_beneath, self_fd};
+use crate::sys;
 
 /// What the CSI specification's example drivers give a target.
 const TARGET_MODE: u32 = 0o750;
@@ -22,16 +27,43 @@ const TARGET_MODE: u32 = 0o750;
 /// Held from the look at a target to its change. Nothing is asked of our daemon meanwhile.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Mounts `source`, a directory of the file system, at `target`, which is missing or empty.
-/// What an earlier keeper left there is detached first; what is there already stays.
-pub fn bind(mount: &Mount, allowed: &[PathBuf], source: &Path, target: &Path) -> Result<(), Refusal> {
+/// Mounts `source`, a directory of the file system, at `target`.
+pub fn bind(mount: &Mount, settings: &Settings, source: &Path, target: &Path) -> Result<(), Refusal> {
     if !is_plain(source) {
         return Err(Refusal::new(Errno::INVAL, format!("`{}` is no path relative to the mount", source.display())));
     }
+    let refuse = |errno| Refusal::kernel(errno, format_args!("open `{}` in the mount", source.display()));
     // Waits for the daemon, or for the next one.
-    let source = open_beneath(&mount.root, source)
-        .map_err(|errno| Refusal::kernel(errno, format_args!("open `{}` in the mount", source.display())))?;
-    let place = Place::find(allowed, target)?;
+    let source = open_beneath(&mount.root, source).map_err(refuse)?;
+    let tree = clone(&source).map_err(refuse)?;
+    put(settings, &tree, target, |entry, at| entry.device_number == mount.device_number && inode(at) == inode(&source))
+}
+
+/// Mounts a complete model, a directory of real files, at `target`. Waits for no daemon.
+pub fn publish(settings: &Settings, name: &Path, target: &Path) -> Result<(), Refusal> {
+    if name.file_name() != Some(name.as_os_str()) {
+        return Err(Refusal::new(Errno::INVAL, format!("`{}` is no name of a model", name.display())));
+    }
+    let refuse = |errno| Refusal::kernel(errno, format_args!("open the model `{}`", name.display()));
+    let tree = models::open(&settings.models, name).and_then(|source| clone(&source)).map_err(refuse)?;
+    // Before it is anywhere, so that there is no moment in which it can be written to.
+    sys::restrict(&tree).map_err(|error| match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
+        Errno::NOSYS => Refusal::new(Errno::NOSYS, "the kernel has no mount_setattr(2): Linux 5.12 is needed"),
+        errno => Refusal::kernel(errno, format_args!("make a mount of `{}` read-only", name.display())),
+    })?;
+    let models = Models::find(&settings.models)?;
+    put(settings, &tree, target, |entry, _| models.is(name, entry))
+}
+
+/// Attaches a tree at `target`, which is missing or empty. What a keeper left there is detached
+/// first, unless it is the same.
+fn put(
+    settings: &Settings,
+    tree: &OwnedFd,
+    target: &Path,
+    is_it: impl Fn(&Entry, &OwnedFd) -> bool,
+) -> Result<(), Refusal> {
+    let place = Place::find(&settings.bind_below, target)?;
     let refuse = |errno| Refusal::kernel(errno, format_args!("bind to `{}`", target.display()));
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     place.make_directory(Mode::from_raw_mode(TARGET_MODE)).map_err(refuse)?;
@@ -45,13 +77,12 @@ pub fn bind(mount: &Mount, allowed: &[PathBuf], source: &Path, target: &Path) ->
                 if names.next().is_some() {
                     return Err(refuse(Errno::NOTEMPTY));
                 }
-                return attach(&source, &directory).map_err(refuse);
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+                return move_mount(tree, "", &directory, "", flags).map_err(refuse);
             }
-            Some(entry) if entry.kind != TYPE => return Err(refuse(Errno::BUSY)),
-            Some(entry) if entry.device_number == mount.device_number && inode(&directory) == inode(&source) => {
-                return Ok(());
-            }
-            Some(_) => detach(&directory).map_err(refuse)?,
+            Some(entry) if is_it(&entry, &directory) => return Ok(()),
+            Some(entry) if is_ours(settings, &entry)? => detach(&directory).map_err(refuse)?,
+            Some(_) => return Err(refuse(Errno::BUSY)),
         }
     }
     Err(refuse(Errno::BUSY))
@@ -59,8 +90,8 @@ pub fn bind(mount: &Mount, allowed: &[PathBuf], source: &Path, target: &Path) ->
 
 /// Detaches every mount of ours at `target`, then removes the directory if it is empty. Says
 /// whether there was one.
-pub fn unbind(allowed: &[PathBuf], target: &Path) -> Result<bool, Refusal> {
-    let place = match Place::find(allowed, target) {
+pub fn unbind(settings: &Settings, target: &Path) -> Result<bool, Refusal> {
+    let place = match Place::find(&settings.bind_below, target) {
         Err(refusal) if refusal.errno == Errno::NOENT.raw_os_error() => return Ok(false),
         place => place?,
     };
@@ -72,10 +103,10 @@ pub fn unbind(allowed: &[PathBuf], target: &Path) -> Result<bool, Refusal> {
             Err(Errno::NOENT) => return Ok(was_bound),
             directory => directory.map_err(refuse)?,
         };
-        if mounted(&place, &directory)?.is_none_or(|entry| entry.kind != TYPE) {
-            break;
+        match mounted(&place, &directory)? {
+            Some(entry) if is_ours(settings, &entry)? => detach(&directory).map_err(refuse)?,
+            _ => break,
         }
-        detach(&directory).map_err(refuse)?;
         was_bound = true;
     }
     place.remove_directory().map_err(refuse)?;
@@ -88,11 +119,15 @@ fn mounted(place: &Place, directory: &OwnedFd) -> Result<Option<Entry>, Refusal>
     if id == mountinfo::mount_id(&place.parent)? { Ok(None) } else { mountinfo::entry(id).map(Some) }
 }
 
-fn attach(source: &OwnedFd, directory: &OwnedFd) -> rustix::io::Result<()> {
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = open_tree(source, "", clone)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&tree, "", directory, "", flags)
+/// Whether a mount is of a keeper's making: this one's, or one's before it.
+fn is_ours(settings: &Settings, entry: &Entry) -> Result<bool, Refusal> {
+    Ok(entry.kind == TYPE || Models::find(&settings.models)?.has(entry))
+}
+
+/// A mount of a directory, and of nothing that is mounted below it, that is nowhere yet.
+fn clone(source: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(source, "", flags)
 }
 
 /// Detaches the very mount that was looked at, whatever its name leads to by now.

@@ -1,14 +1,14 @@
 //! What a daemon asks of the keeper.
 //!
 //! Calls may come from any thread. Those about backing files take turns on the daemon's one
-//! connection; `bind` and its like make a connection each, since a `bind` walks into the mount
+//! connection, a [`Keeper`]; [`Errands`] make a connection each, since a `bind` walks into the mount
 //! and so waits for the threads of the daemon that answer FUSE, which may want a `back` first.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,7 +48,6 @@ pub struct Hello {
 #[derive(Debug)]
 pub struct Keeper {
     socket: OwnedFd,
-    at: PathBuf,
     turn: Mutex<()>,
 }
 
@@ -77,7 +76,7 @@ impl Keeper {
         let socket = open(at, timeout)?;
         let mut packet = call(&socket, &[b"hello", protocol::VERSION.to_string().as_bytes()], None, timeout)?;
         let hello = hello(&mut packet).ok_or_else(not_an_answer)?;
-        Ok((Self { socket, at: at.to_owned(), turn: Mutex::new(()) }, hello))
+        Ok((Self { socket, turn: Mutex::new(()) }, hello))
     }
 
     /// The backing id of a key: of `file`, a regular file opened for reading only, or of the one
@@ -111,41 +110,6 @@ impl Keeper {
         fields(&packet).map(|field| number(field).ok_or_else(not_an_answer)).collect()
     }
 
-    /// Mounts the directory `source` of the file system, a path relative to its root, at `target`,
-    /// read only. Waits for the daemon's own answers to FUSE. Doing it twice is doing it once.
-    ///
-    /// # Errors
-    /// A [`Refusal`]: `target` is not where binds may be, is in use, or `source` is not there.
-    pub fn bind(&self, source: impl AsRef<Path>, target: impl AsRef<Path>) -> io::Result<()> {
-        self.errand(&[b"bind", bytes(source.as_ref()), bytes(target.as_ref())]).map(drop)
-    }
-
-    /// Takes back a bind of this keeper or of one before it, and removes the directory if it is
-    /// empty. Says whether something was mounted there.
-    ///
-    /// # Errors
-    /// A [`Refusal`]: `target` is not where binds may be.
-    pub fn unbind(&self, target: impl AsRef<Path>) -> io::Result<bool> {
-        flag(&self.errand(&[b"unbind", bytes(target.as_ref())])?)
-    }
-
-    /// A listening stream socket at `path`, in the place of a socket that was there.
-    ///
-    /// # Errors
-    /// A [`Refusal`]: `path` is not where sockets may be, or is something else.
-    pub fn listen(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
-        let mut packet = self.errand(&[b"listen", bytes(path.as_ref())])?;
-        packet.descriptors.pop().ok_or_else(not_an_answer)
-    }
-
-    /// Removes a socket's name.
-    ///
-    /// # Errors
-    /// As for [`Keeper::listen`].
-    pub fn unlisten(&self, path: impl AsRef<Path>) -> io::Result<()> {
-        self.errand(&[b"unlisten", bytes(path.as_ref())]).map(drop)
-    }
-
     /// Whether the keeper is gone or has another daemon now. Either way this one must stop
     /// answering FUSE: two that read from one connection take each other's requests.
     ///
@@ -167,15 +131,88 @@ impl Keeper {
         }
         result
     }
-
-    fn errand(&self, request: &[&[u8]]) -> io::Result<Packet> {
-        call(&open(&self.at, ANSWER_TIMEOUT)?, request, None, WALK_TIMEOUT)
-    }
 }
 
 impl AsFd for Keeper {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What anybody who is the peer may ask, the daemon or not. Each call makes a connection, waits for
+/// its answer, and so may be made from any thread; clones share nothing but the path.
+#[derive(Debug, Clone)]
+pub struct Errands {
+    at: Arc<Path>,
+}
+
+impl Errands {
+    /// Errands to the keeper that listens at `at`, now or later.
+    #[must_use]
+    pub fn new(at: impl AsRef<Path>) -> Self {
+        Self { at: at.as_ref().into() }
+    }
+
+    /// Mounts the directory `source` of the file system, a path relative to its root, at `target`,
+    /// read only. Waits for the daemon's own answers to FUSE. Doing it twice is doing it once.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `target` is not where binds may be, is in use, or `source` is not there.
+    pub fn bind(&self, source: impl AsRef<Path>, target: impl AsRef<Path>) -> io::Result<()> {
+        self.errand(&[b"bind", bytes(source.as_ref()), bytes(target.as_ref())]).map(drop)
+    }
+
+    /// Mounts the complete model of that name, a directory of the daemon's store, at `target`, read
+    /// only. Waits for no daemon. Doing it twice is doing it once.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `target` is not where binds may be, is in use, the model is not there, or the
+    /// kernel is older than Linux 5.12 (`ENOSYS`).
+    pub fn publish(&self, name: impl AsRef<Path>, target: impl AsRef<Path>) -> io::Result<()> {
+        self.errand(&[b"publish", bytes(name.as_ref()), bytes(target.as_ref())]).map(drop)
+    }
+
+    /// Takes back what [`bind`](Self::bind) or [`publish`](Self::publish) of this keeper or of one
+    /// before it did, and removes the directory if it is empty. Says whether something was mounted
+    /// there.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `target` is not where binds may be.
+    pub fn unbind(&self, target: impl AsRef<Path>) -> io::Result<bool> {
+        flag(&self.errand(&[b"unbind", bytes(target.as_ref())])?)
+    }
+
+    /// Whether `path` is a directory: whether a pod, say, is still there.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `path` is not where binds may be, or nobody can tell. That is no `false`.
+    pub fn there(&self, path: impl AsRef<Path>) -> io::Result<bool> {
+        flag(&self.errand(&[b"there", bytes(path.as_ref())])?)
+    }
+
+    /// The listening stream socket at `path`: the one that the daemon before had, with whoever
+    /// waits in it, or a new one in the place of a socket that was there.
+    ///
+    /// It is one socket for all who got it: so is whether it blocks, and a `shutdown(2)` ends it
+    /// for all. Closing it ends nothing.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: `path` is not where sockets may be, or is something else.
+    pub fn listen(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+        let mut packet = self.errand(&[b"listen", bytes(path.as_ref())])?;
+        packet.descriptors.pop().ok_or_else(not_an_answer)
+    }
+
+    /// Has the keeper forget a socket, and removes its name.
+    ///
+    /// # Errors
+    /// As for [`Errands::listen`].
+    pub fn unlisten(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.errand(&[b"unlisten", bytes(path.as_ref())]).map(drop)
+    }
+
+    fn errand(&self, request: &[&[u8]]) -> io::Result<Packet> {
+        call(&open(&self.at, ANSWER_TIMEOUT)?, request, None, WALK_TIMEOUT)
     }
 }
 

@@ -22,7 +22,8 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use crate::args::Settings;
 use crate::backing::Backing;
 use crate::mount::Mount;
-use crate::{EXIT_KERNEL, bind, say, socket, sys};
+use crate::socket::Kept;
+use crate::{EXIT_KERNEL, bind, place, say, sys};
 
 /// One daemon needs one, and one more for each errand.
 const CONNECTIONS_MAX: usize = 256;
@@ -40,6 +41,7 @@ pub struct Desk {
     settings: Settings,
     mount: Mount,
     backing: Backing,
+    sockets: Kept,
     /// The daemon's connection.
     daemon: Mutex<Option<Arc<OwnedFd>>>,
     connections: AtomicUsize,
@@ -73,11 +75,12 @@ fn ok(fields: &[&[u8]]) -> Answer {
 impl Desk {
     /// For the life of the process: threads that wait in a bind may outlive everything else.
     pub fn open(settings: Settings, mount: Mount) -> &'static Self {
-        let (daemon, backing) = (Mutex::default(), Backing::default());
+        let (daemon, backing, sockets) = (Mutex::default(), Backing::default(), Kept::default());
         Box::leak(Box::new(Self {
             settings,
             mount,
             backing,
+            sockets,
             daemon,
             connections: AtomicUsize::new(0),
             binds: AtomicUsize::new(0),
@@ -90,6 +93,7 @@ impl Desk {
             let mut polled = [PollFd::new(told_to_end, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
             retry_on_intr(|| poll(&mut polled, None)).map_err(|errno| Refusal::kernel(errno, "wait for the daemon"))?;
             if !polled[0].revents().is_empty() {
+                self.sockets.remove_all(&self.settings.listen_below);
                 return Ok(());
             }
             match accept_with(listener, SocketFlags::CLOEXEC) {
@@ -187,18 +191,25 @@ impl Desk {
                 say(&format!("bound `{}` to `{}`", source.display(), target.display()));
                 Ok(ok(&[]))
             }
+            ([b"publish", name, target], _) => {
+                let (name, target) = (path(name), path(target));
+                bind::publish(&self.settings, name, target)?;
+                say(&format!("published `{}` at `{}`", name.display(), target.display()));
+                Ok(ok(&[]))
+            }
+            ([b"there", at], _) => place::there(bind_below, path(at)).map(flag),
             ([b"unbind", target], _) => {
-                let was_bound = bind::unbind(bind_below, path(target))?;
+                let was_bound = bind::unbind(&self.settings, path(target))?;
                 say(&format!("unbound `{}`", path(target).display()));
                 Ok(flag(was_bound))
             }
             ([b"listen", at], _) => {
-                let socket = socket::listen(listen_below, path(at))?;
+                let socket = self.sockets.listen(listen_below, path(at))?;
                 say(&format!("listens at `{}` for the daemon", path(at).display()));
-                Ok((ok(&[]).0, Some(Arc::new(socket))))
+                Ok((ok(&[]).0, Some(socket)))
             }
             ([b"unlisten", at], _) => {
-                socket::unlisten(listen_below, path(at))?;
+                self.sockets.unlisten(listen_below, path(at))?;
                 say(&format!("removed `{}`", path(at).display()));
                 Ok(ok(&[]))
             }
@@ -248,7 +259,7 @@ impl Desk {
         let walk = || {
             sys::keep_only(&self.mount.root)
                 .map_err(|error| Refusal::new(Errno::NOSYS, format!("cannot let go of /dev/fuse: {error}")))?;
-            bind::bind(&self.mount, &self.settings.bind_below, source, target)
+            bind::bind(&self.mount, &self.settings, source, target)
         };
         let walked =
             thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, walk).map(ScopedJoinHandle::join));

@@ -29,6 +29,22 @@ pub fn open_beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> 
     openat2(root, path, WALK, Mode::empty(), BENEATH | ResolveFlags::NO_XDEV)
 }
 
+/// Opens a directory that the administrator named, if no part of its path is a link: a part may be
+/// in a directory of the daemon's.
+pub fn open_without_links(path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat2(CWD, path, WALK, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+}
+
+/// Whether there is a directory of that name.
+pub fn there(allowed: &[PathBuf], path: &Path) -> Result<bool, Refusal> {
+    let (root, relative) = split(allowed, path)?;
+    match open_beneath(&root, relative) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(errno) => Err(unreachable(path, errno)),
+    }
+}
+
 /// Whether a path consists of names only, one at least.
 pub fn is_plain(path: &Path) -> bool {
     path.file_name().is_some() && path.components().all(|part| matches!(part, Component::Normal(_)))
@@ -90,6 +106,12 @@ impl Place {
             Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// The number of whatever has that name, and of its file system.
+    pub fn inode(&self) -> rustix::io::Result<(u64, u64)> {
+        let found = statat(&self.parent, &self.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok((found.st_dev, found.st_ino))
     }
 
     /// A path for calls that take nothing else; leads through the open directory.

@@ -8,9 +8,11 @@
 //! | `unback` key | `1`, or `0` for an unknown key | forgets it |
 //! | `keys` key, or nothing | keys above it, ascending, some at a time | |
 //! | `bind` source target | | mounts a directory of the file system somewhere else |
+//! | `publish` name target | | mounts a directory of the store of complete models somewhere else |
+//! | `there` path | `1` or `0` | whether it is a directory |
 //! | `unbind` target | `1`, or `0` if nothing was there | takes that back, and removes the directory |
-//! | `listen` path | ; and a socket | makes a listening stream socket |
-//! | `unlisten` path | | removes its name |
+//! | `listen` path | ; and a socket | makes a listening stream socket, unless it is there |
+//! | `unlisten` path | | forgets it and removes its name |
 //!
 //! An answer begins with `ok`, or it is `error`, an errno and a sentence. Fields are bytes, since
 //! paths are; none holds a NUL, so neither side escapes anything. Every request has a fixed number

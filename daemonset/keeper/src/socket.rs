@@ -5,8 +5,10 @@ use std::fs::{self, DirBuilder};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use larder_keeper::protocol::Refusal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, Uid, chownat, fchmod};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
@@ -14,6 +16,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use crate::place::Place;
 
 const BACKLOG: i32 = 128;
+/// A daemon needs two. Beyond that the oldest is no longer kept.
+const KEPT_MAX: usize = 16;
 
 /// Says no if there is a keeper at `path` already, which would be left without a mount.
 pub fn nobody_listens(path: &Path) -> Result<(), Refusal> {
@@ -59,19 +63,73 @@ fn listen_on(socket: OwnedFd) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A listening socket at `path`, in the place of a socket that was there. Root, who is kubelet,
-/// may connect.
-pub fn listen(allowed: &[PathBuf], path: &Path) -> Result<OwnedFd, Refusal> {
-    let place = Place::find_or_make(allowed, path)?;
-    let made = place.remove_socket().and_then(|()| named(SocketType::STREAM, &place.path())).and_then(listen_on);
-    made.map_err(|errno| Refusal::kernel(errno, format_args!("listen at `{}`", path.display())))
+/// The sockets that were made for a daemon. While one is replaced, whoever connects waits for the
+/// next one.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<Vec<Socket>>);
+
+#[derive(Debug)]
+struct Socket {
+    path: PathBuf,
+    /// Of its name. No other file gets this number while the socket is open here.
+    inode: (u64, u64),
+    open: Arc<OwnedFd>,
 }
 
-/// Removes the name of such a socket.
-pub fn unlisten(allowed: &[PathBuf], path: &Path) -> Result<(), Refusal> {
-    let place = match Place::find(allowed, path) {
-        Err(refusal) if refusal.errno == Errno::NOENT.raw_os_error() => return Ok(()),
-        place => place?,
-    };
-    place.remove_socket().map_err(|errno| Refusal::kernel(errno, format_args!("remove `{}`", path.display())))
+impl Socket {
+    /// Whether it can still be reached: it has its name, and no daemon has shut it down.
+    fn is_good(&self, place: &Place) -> bool {
+        let mut polled = [PollFd::new(&self.open, PollFlags::RDHUP)];
+        place.inode() == Ok(self.inode) && poll(&mut polled, Some(&Timespec::default())) == Ok(0)
+    }
+}
+
+impl Kept {
+    /// The listening socket at `path`: the one that was made before, or another one in the place of
+    /// a socket that was there. Root, who is kubelet, may connect.
+    pub fn listen(&self, allowed: &[PathBuf], path: &Path) -> Result<Arc<OwnedFd>, Refusal> {
+        let place = Place::find_or_make(allowed, path)?;
+        let mut sockets = self.sockets();
+        if let Some(found) = sockets.iter().find(|kept| kept.path == path && kept.is_good(&place)) {
+            return Ok(Arc::clone(&found.open));
+        }
+        sockets.retain(|kept| kept.path != path);
+        let made = place.remove_socket().and_then(|()| {
+            let socket = named(SocketType::STREAM, &place.path())?;
+            Ok(Socket { path: path.to_owned(), inode: place.inode()?, open: Arc::new(listen_on(socket)?) })
+        });
+        let made = made.map_err(|errno| Refusal::kernel(errno, format_args!("listen at `{}`", path.display())))?;
+        if sockets.len() >= KEPT_MAX {
+            sockets.remove(0);
+        }
+        let socket = Arc::clone(&made.open);
+        sockets.push(made);
+        Ok(socket)
+    }
+
+    /// Forgets such a socket and removes its name.
+    pub fn unlisten(&self, allowed: &[PathBuf], path: &Path) -> Result<(), Refusal> {
+        let mut sockets = self.sockets();
+        sockets.retain(|kept| kept.path != path);
+        let place = match Place::find(allowed, path) {
+            Err(refusal) if refusal.errno == Errno::NOENT.raw_os_error() => return Ok(()),
+            place => place?,
+        };
+        place.remove_socket().map_err(|errno| Refusal::kernel(errno, format_args!("remove `{}`", path.display())))
+    }
+
+    /// Removes the names of all of them: kubelet is to see that nobody answers any more.
+    pub fn remove_all(&self, allowed: &[PathBuf]) {
+        for socket in self.sockets().drain(..) {
+            if let Ok(place) = Place::find(allowed, &socket.path)
+                && place.inode() == Ok(socket.inode)
+            {
+                let _ = place.remove_socket();
+            }
+        }
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, Vec<Socket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -1,6 +1,6 @@
 //! The calls that neither the standard library nor rustix has, and nothing else that is unsafe:
-//! two ioctls of /dev/fuse, who a peer is, signals as a descriptor, and a thread with descriptors of
-//! its own.
+//! two ioctls of /dev/fuse, who a peer is, signals as a descriptor, a thread with descriptors of its
+//! own, and what a mount may do before it is anywhere.
 
 #![expect(unsafe_code, reason = "neither std nor rustix has these calls")]
 
@@ -23,6 +23,12 @@ const SO_PEERCRED: c_int = 17;
 /// Linux 5.9, the same number on every architecture but alpha.
 const SYS_CLOSE_RANGE: c_long = 436;
 const CLOSE_RANGE_UNSHARE: c_uint = 1 << 1;
+/// Linux 5.12, the same number on every architecture but alpha.
+const SYS_MOUNT_SETATTR: c_long = 442;
+const AT_EMPTY_PATH: c_uint = 0x1000;
+/// `MOUNT_ATTR_RDONLY`, `_NOSUID`, `_NODEV` and `_NOEXEC`.
+const RESTRICTED: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3;
+const MS_PRIVATE: u64 = 1 << 18;
 
 /// `struct fuse_backing_map`.
 #[repr(C)]
@@ -144,4 +150,26 @@ pub fn keep_only(fd: &OwnedFd) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// `struct mount_attr`.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Makes a tree of one mount, which is not attached yet, read-only, nosuid, nodev and noexec, and
+/// private: what is mounted where it was taken from stays there.
+pub fn restrict(tree: &OwnedFd) -> io::Result<()> {
+    let attributes = MountAttributes { set: RESTRICTED, clear: 0, propagation: MS_PRIVATE, user_namespace: 0 };
+    let len = size_of::<MountAttributes>();
+    // SAFETY: the path is empty and ends with NUL, the kernel reads `len` bytes of the attributes and
+    // writes nothing, and all of them outlive the call.
+    let result = unsafe {
+        syscall(SYS_MOUNT_SETATTR, tree.as_raw_fd(), c"".as_ptr(), AT_EMPTY_PATH, &raw const attributes, len)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

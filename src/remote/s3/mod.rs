@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
+use aws_credential_types::Credentials;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{IdentityCache, Region};
@@ -20,6 +21,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore as _};
 
 use self::credentials::Chain;
+use super::keys::{Keys, Kind};
 use super::objects::{self, Entry, OBJECT_COUNT_MAX};
 use super::transport::{self, Connector, Refused};
 use super::{Body, Error, Listing, Options, Remote};
@@ -74,7 +76,7 @@ impl S3 {
                 .with_allow_http(endpoint.starts_with("http://"));
             config = config.endpoint_url(endpoint);
         }
-        if options.anonymous {
+        if options.anonymous && options.keys.is_none() {
             builder = builder.with_skip_signature(true);
             config = config.allow_no_auth();
         } else if let Some(provider) = settings.credentials_provider() {
@@ -114,8 +116,12 @@ async fn settings(http: &reqwest::Client, options: &Options) -> aws_config::SdkC
                 .unwrap_or_else(|_| REGION_DEFAULT.into()),
         ));
     }
-    if options.anonymous {
-        loader = loader.no_credentials();
+    match options.keys.as_ref().map(Keys::kind) {
+        Some(Kind::Aws { id, secret, token }) => {
+            loader = loader.credentials_provider(Credentials::new(id, secret, token.clone(), None, "the caller's"));
+        }
+        _ if options.anonymous => loader = loader.no_credentials(),
+        _ => {}
     }
     loader.load().await
 }

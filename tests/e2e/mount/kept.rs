@@ -27,13 +27,21 @@ impl Kept {
     /// A node with a keeper that runs, and a daemon that is yet to be started. `None`, with the
     /// reason printed, where that cannot be.
     pub fn at(origin: &Origin) -> Option<Self> {
+        Self::of(Node::at(origin))
+    }
+
+    /// The same of a node that was not started yet.
+    pub fn of(mut node: Node) -> Option<Self> {
         if !mountable() {
             return None;
         }
-        let mut node = Node::at(origin);
         let home = node.path("");
         for directory in ["", "store", "run", "admin", "kubelet", "kubelet/pods"] {
             own(&home.join(directory));
+        }
+        // kubelet's, and so root's.
+        for directory in ["kubelet/plugins", "kubelet/plugins_registry"] {
+            fs::create_dir_all(home.join(directory)).expect("a directory");
         }
         let socket = home.join("keeper/sock");
         node.set("mount", &format!("\"keeper:{}\"", socket.display()));
@@ -76,6 +84,7 @@ impl Kept {
         let mut command = Command::new(keeper_binary());
         command.env_clear().arg("--mount").arg(super::root(node)).arg("--socket").arg(node.path("keeper/sock"));
         command.arg("--bind-below").arg(node.path("kubelet/pods")).arg("--listen-below").arg(node.path("kubelet"));
+        command.arg("--models").arg(node.path("store/v1/models"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let _ = fs::remove_file(node.path("keeper/sock"));
         let keeper = self.keeper.insert(command.spawn().expect("larder-keeper starts"));

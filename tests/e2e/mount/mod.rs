@@ -10,6 +10,8 @@ mod readers;
 mod restart;
 mod sealed;
 
+pub use kept::Kept;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

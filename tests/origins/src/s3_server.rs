@@ -7,6 +7,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -29,6 +30,8 @@ struct Shelf {
     etags: Mutex<HashMap<(String, String), String>>,
     bytes_sent: AtomicU64,
     gets: AtomicU64,
+    /// Keys that begin so are sent with so many bytes per second.
+    slow: Mutex<Option<(String, u64)>>,
 }
 
 impl Shelf {
@@ -56,13 +59,23 @@ impl S3 for Shared {
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         self.0.check(&request.input.bucket, &request.input.key, request.input.if_match.as_ref())?;
         self.0.gets.fetch_add(1, Relaxed);
+        let key = request.input.key.clone();
         let mut answer = self.0.files.get_object(request).await?;
         if let Some(body) = answer.output.body.take() {
             let shelf = Arc::clone(&self.0);
+            let slow = self.0.slow.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let per_second = slow.filter(|(start, _)| key.starts_with(start)).map(|(_, per_second)| per_second);
             let counted = body.map_err(io::Error::other).inspect_ok(move |bytes: &Bytes| {
                 shelf.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
             });
-            answer.output.body = Some(StreamingBlob::wrap(counted));
+            let paced = counted.and_then(move |bytes: Bytes| async move {
+                if let Some(per_second) = per_second {
+                    let nanos = bytes.len() as u64 * 1_000_000_000 / per_second.max(1);
+                    tokio::time::sleep(Duration::from_nanos(nanos)).await;
+                }
+                Ok(bytes)
+            });
+            answer.output.body = Some(StreamingBlob::wrap(paced));
         }
         Ok(answer)
     }
@@ -97,15 +110,20 @@ pub struct S3Server {
 impl S3Server {
     /// Starts it on a port of its own with one empty bucket, `models`.
     pub fn start() -> io::Result<Self> {
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// The same at an address.
+    pub fn start_at(address: SocketAddr) -> io::Result<Self> {
         let root = tempfile::Builder::new().prefix("larder-s3-").tempdir()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let files = FileSystem::new(root.path()).map_err(|e| io::Error::other(format!("{e:?}")))?;
-        let shelf =
-            Arc::new(Shelf { files, etags: Mutex::default(), bytes_sent: AtomicU64::new(0), gets: AtomicU64::new(0) });
+        let (bytes_sent, gets) = (AtomicU64::new(0), AtomicU64::new(0));
+        let shelf = Arc::new(Shelf { files, etags: Mutex::default(), bytes_sent, gets, slow: Mutex::default() });
         let mut builder = S3ServiceBuilder::new(Shared(Arc::clone(&shelf)));
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(address))?;
         let address = listener.local_addr()?;
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -136,6 +154,11 @@ impl S3Server {
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
             ("AWS_REGION", "us-east-1".into()),
         ]
+    }
+
+    /// Sends objects whose keys begin so with so many bytes per second on each connection.
+    pub fn slow_down(&self, start: &str, per_second: u64) {
+        *self.shelf.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some((start.to_owned(), per_second));
     }
 
     /// Bytes of objects sent so far.

@@ -1,22 +1,17 @@
-//! Models bound where pods want them. The [`Keeper`] of these tests has said hello before the
-//! daemon did; it is good for errands only.
+//! Models bound where pods want them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::sync::Arc;
 use std::thread;
 
-use larder_keeper::Keeper;
+use larder_keeper::Errands;
 use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::scene::{Daemon, Scene, content, errno, mode, mount_tmpfs, read, scene, until};
 
-fn with_daemon(scene: &Scene, parks: bool) -> (Arc<Keeper>, Daemon) {
-    let (keeper, _) = scene.connect();
-    let daemon = scene.daemon(parks);
-    until("its connection is over", || scene.threads() == 2);
-    (Arc::new(keeper), daemon)
+fn with_daemon(scene: &Scene, parks: bool) -> (Errands, Daemon) {
+    (scene.errands(), scene.daemon(parks))
 }
 
 #[test]
@@ -148,7 +143,7 @@ fn a_bind_waits_for_the_next_daemon_and_holds_nobody_up() {
     let (keeper, first) = with_daemon(&scene, true);
     let binds: Vec<_> = (0..64)
         .map(|number| {
-            let (keeper, target) = (Arc::clone(&keeper), scene.path(&format!("pods/p/{number}")));
+            let (keeper, target) = (keeper.clone(), scene.path(&format!("pods/p/{number}")));
             thread::spawn(move || keeper.bind("gate", target))
         })
         .collect();

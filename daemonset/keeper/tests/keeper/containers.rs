@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::Signal;
 
-use crate::scene::{Scene, content, empty_scene, read, until};
+use crate::scene::{Scene, content, empty_scene, mount_tmpfs, read, until};
 
 /// A scene whose directory is a mount that others share, with a keeper in namespaces of its own.
 fn scene_in_containers() -> Option<(Scene, i32)> {
@@ -18,17 +18,25 @@ fn scene_in_containers() -> Option<(Scene, i32)> {
         return None;
     }
     let mut scene = empty_scene()?;
-    mount_bind(&scene.root, &scene.root).expect("a mount");
-    mount_change(&scene.root, MountPropagationFlags::SHARED).expect("shared");
+    share(&scene.root, &scene.root);
+    // A volume that the container sees by another name than the node.
+    fs::create_dir(scene.path("volume")).expect("a directory");
+    share(&scene.path("data"), &scene.path("volume"));
     let keeper = scene.command();
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount", "--propagation", "unchanged"]);
     command.arg(keeper.get_program()).args(keeper.get_args()).env("LARDER_KEEPER_MOUNT", scene.mount());
+    command.env("LARDER_KEEPER_MODELS", scene.path("volume/v1/models"));
     command.stdin(Stdio::null()).stderr(scene.log());
     scene.start_as(command);
     let children = format!("/proc/{pid}/task/{pid}/children", pid = scene.pid());
     let keeper = fs::read_to_string(children).expect("a list").trim().parse().expect("one child");
     Some((scene, keeper))
+}
+
+fn share(directory: &Path, at: &Path) {
+    mount_bind(directory, at).expect("a mount");
+    mount_change(at, MountPropagationFlags::SHARED).expect("shared");
 }
 
 #[test]
@@ -48,13 +56,12 @@ fn what_the_keeper_mounts_is_there_for_the_node_and_for_pods() {
     let mut line = Vec::new();
     said.read_until(b'\n', &mut line).unwrap();
 
-    let (client, hello) = scene.connect();
-    drop(hello);
+    let client = scene.errands();
     let daemon = scene.daemon(false);
     assert!(scene.logged("the daemon is here: user 65532"), "though it has no number in the keeper's container");
     client.bind("model", &target).unwrap();
     client.bind("model", &target).unwrap();
-    assert_eq!(scene.mounts().len(), 3, "the directory, the mount, the bind: {:?}", scene.mounts());
+    assert_eq!(scene.mounts().len(), 4, "the directory, the volume, the mount, the bind: {:?}", scene.mounts());
     assert_eq!(read(target.join("plain")), content("plain"));
     go.write_all(b"\n").unwrap();
     line.clear();
@@ -75,12 +82,57 @@ fn what_the_keeper_mounts_is_there_for_the_node_and_for_pods() {
     pod.wait().unwrap();
 
     scene.start();
-    let (client, hello) = scene.connect();
-    drop(hello);
+    let client = scene.errands();
     let _daemon = scene.daemon(false);
     client.bind("model", &target).unwrap();
     assert_eq!(read(target.join("plain")), content("plain"));
     assert!(client.unbind(&target).unwrap());
+}
+
+#[test]
+fn what_the_keeper_publishes_is_there_for_the_node_and_for_pods() {
+    let Some((mut scene, keeper)) = scene_in_containers() else { return };
+    let target = scene.path("pods/p/mount");
+    let mut pod = Command::new("unshare")
+        .args(["--mount", "--propagation", "slave", "sh", "-c"])
+        .arg("echo; read go; cat \"$0/plain\"; echo; read go; ls -A \"$0\"")
+        .arg(&target)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut go, mut said) = (pod.stdin.take().unwrap(), BufReader::new(pod.stdout.take().unwrap()));
+    let mut line = Vec::new();
+    said.read_until(b'\n', &mut line).unwrap();
+
+    let errands = scene.errands();
+    for _ in 0..2 {
+        errands.publish("whole", &target).unwrap();
+        assert_eq!(scene.mounts().len(), 4, "{:?}", scene.mounts());
+    }
+    let mount = scene.mounts().into_iter().find(|line| line.contains("/pods/p/mount ")).unwrap();
+    assert!(mount.contains(" ro,nosuid,nodev,noexec"), "{mount}");
+    assert!(fs::write(target.join("new"), "").is_err());
+    go.write_all(b"\n").unwrap();
+    line.clear();
+    said.read_until(b'\n', &mut line).unwrap();
+    assert_eq!(line.strip_suffix(b"\n"), Some(content("whole").as_slice()));
+    // What comes to the store's directories later does not come to the pod.
+    mount_tmpfs(&scene.path("volume/v1/models/whole/sub"));
+    assert!(!is_mounted(&scene, &target.join("sub")), "{:?}", scene.mounts());
+
+    scene.end_by(keeper, Signal::KILL);
+    assert_eq!(read(target.join("plain")), content("whole"), "a publish needs no keeper");
+    // The next one sees the same directory by another name.
+    scene.start();
+    assert!(errands.unbind(&target).unwrap());
+    assert!(!target.exists());
+    go.write_all(b"\n").unwrap();
+    line.clear();
+    said.read_until(b'\n', &mut line).unwrap();
+    assert!(line.is_empty(), "gone from the pod");
+    pod.wait().unwrap();
 }
 
 fn is_mounted(scene: &Scene, at: &Path) -> bool {

@@ -1,20 +1,21 @@
 //! Starting, ending, and daemons that come and go.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
-use std::process::Stdio;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder_keeper::fuse::PASSTHROUGH;
 use larder_keeper::{Keeper, protocol};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::scene::{PEER_UID, content, empty_scene, ended, mode, mount_tmpfs, read, scene, until};
 
@@ -133,9 +134,12 @@ fn told_to_end_it_leaves_neither_mount_nor_socket() {
         let Some(mut scene) = scene() else { return };
         let daemon = scene.daemon(false);
         let mut file = File::open(scene.mount().join("model/passed")).unwrap();
+        let of_kubelet = scene.path("plugins/larder/csi.sock");
+        scene.errands().listen(&of_kubelet).expect("a socket");
+        assert!(of_kubelet.exists());
         assert_eq!(scene.end(signal).code(), Some(0));
         assert!(scene.mounts().is_empty());
-        assert!(!scene.socket().exists());
+        assert!(!scene.socket().exists() && !of_kubelet.exists());
         assert!(scene.mount().is_dir(), "the directory stays");
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).expect("an open file stays readable");
@@ -192,10 +196,70 @@ fn a_second_keeper_leaves_the_first_alone() {
 
 #[test]
 fn the_socket_is_the_peers_and_nobody_elses() {
-    use std::os::unix::fs::MetadataExt as _;
     let Some(scene) = scene() else { return };
     assert_eq!(mode(&scene.socket()), 0o600);
     assert_eq!(fs::metadata(scene.socket()).unwrap().uid(), PEER_UID);
+}
+
+#[test]
+fn the_peer_gets_its_directories_and_nothing_in_them() {
+    let Some(mut scene) = empty_scene() else { return };
+    let (made, there) = (scene.path("made/deep/store"), scene.path("data"));
+    fs::set_permissions(&there, Permissions::from_mode(0o700)).unwrap();
+    let owner = |path: &Path| fs::symlink_metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
+    for _ in 0..2 {
+        let mut command = scene.command();
+        command.args(["--own".as_ref(), made.as_os_str(), "--own".as_ref(), there.as_os_str()]);
+        scene.start_as(command);
+        assert_eq!((owner(&made), mode(&made)), ((PEER_UID, PEER_UID), 0o755));
+        assert_eq!((owner(made.parent().unwrap()), mode(made.parent().unwrap())), ((0, 0), 0o755));
+        assert_eq!((owner(&there), mode(&there)), ((PEER_UID, PEER_UID), 0o700), "its mode stays");
+        assert_eq!(owner(&there.join("v1")), (0, 0), "not what is in it");
+        scene.end(Signal::TERM);
+    }
+    // What the peer put into its directory leads nowhere.
+    fs::create_dir(scene.path("secret")).unwrap();
+    symlink(scene.path("secret"), there.join("link")).unwrap();
+    fs::write(there.join("file"), "").unwrap();
+    for (path, expected) in [("link", "symbolic links"), ("link/new", "symbolic links"), ("file", "Not a directory")] {
+        let mut command = scene.command();
+        let output = command.arg("--own").arg(there.join(path)).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(71), "{path}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(expected), "{path}: {said}");
+    }
+    assert_eq!(owner(&scene.path("secret")), (0, 0));
+    assert_eq!(fs::read_dir(scene.path("secret")).unwrap().count(), 0);
+    assert!(scene.mounts().is_empty(), "before anything is mounted");
+}
+
+#[test]
+fn a_probe_is_answered_by_a_keeper_that_lives() {
+    let Some(mut scene) = scene() else { return };
+    let probe = || {
+        let mut command = scene.command();
+        let output = command.arg("--probe").stderr(Stdio::piped()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(probe(), (Some(0), String::new()), "and no daemon is needed");
+    assert!(!scene.logged("probe"), "nor is the log filled");
+    let pid = Pid::from_raw(scene.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let began = Instant::now();
+    let (code, said) = probe();
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("no answer within 5 s"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(probe().0, Some(0));
+    fs::rename(scene.path("pods"), scene.path("away")).unwrap();
+    assert_eq!(probe(), (Some(0), String::new()), "a refusal is an answer");
+    let keeper = scene.command();
+    scene.end(Signal::TERM);
+    let mut command = Command::new(keeper.get_program());
+    let output = command.args(keeper.get_args()).arg("--probe").output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("No such file"));
 }
 
 #[test]

@@ -7,5 +7,6 @@ mod containers;
 mod daemon;
 mod life;
 mod peers;
+mod publishes;
 mod scene;
 mod sockets;

@@ -204,9 +204,19 @@ fn nonsense_ends_a_connection_and_nothing_else() {
     let before = scene.descriptors();
     let long = [b'x'; MESSAGE_LEN_MAX + 1];
     let long_path = [b"bind\0model\0/".as_slice(), &[b'x'; MESSAGE_LEN_MAX]].concat();
-    for message in
-        [&b"x"[..], b"\0", b"\xff\xfe\0\0", b"hello", b"bind\0a", b"back\x001", &long, &long_path, &[0; 10_000]]
-    {
+    for message in [
+        &b"x"[..],
+        b"\0",
+        b"\xff\xfe\0\0",
+        b"hello",
+        b"bind\0a",
+        b"publish\0a",
+        b"there",
+        b"back\x001",
+        &long,
+        &long_path,
+        &[0; 10_000],
+    ] {
         let socket = scene.raw();
         assert!(ask(&socket, message).starts_with("error|71|"), "{:?}", &message[..message.len().min(9)]);
         assert_eq!(answer(&socket), None, "it is closed");

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use larder_keeper::protocol::{self, Packet};
-use larder_keeper::{Hello, Keeper};
+use larder_keeper::{Errands, Hello, Keeper};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
@@ -48,9 +48,11 @@ pub fn empty_scene() -> Option<Scene> {
     }
     let name = format!("larder-keeper-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let root = std::env::temp_dir().join(name);
-    for directory in ["mount", "pods/p", "plugins", "registry", "store"] {
+    for directory in ["mount", "pods/p", "plugins", "registry", "store", "data/v1/models/whole/sub", "data/v1/scratch"]
+    {
         fs::create_dir_all(root.join(directory)).expect("a directory");
     }
+    fs::write(root.join("data/v1/models/whole/plain"), content("whole")).expect("a file");
     let model = root.join("store/model");
     fs::create_dir(&model).expect("a directory");
     for name in ["passed", "plain", "slow"] {
@@ -73,6 +75,11 @@ impl Scene {
         self.path("mount/models")
     }
 
+    /// Where the daemon would keep complete models; `whole` is one.
+    pub fn models(&self) -> PathBuf {
+        self.path("data/v1/models")
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.path("run/keeper.sock")
     }
@@ -88,6 +95,7 @@ impl Scene {
         command
             .env_clear()
             .env("LARDER_KEEPER_MOUNT", self.mount())
+            .env("LARDER_KEEPER_MODELS", self.models())
             .arg("--socket")
             .arg(self.socket())
             .arg("--bind-below")
@@ -146,6 +154,10 @@ impl Scene {
         Keeper::connect(self.socket(), PATIENCE).expect("a keeper")
     }
 
+    pub fn errands(&self) -> Errands {
+        Errands::new(self.socket())
+    }
+
     /// A connection that has said nothing.
     pub fn raw(&self) -> OwnedFd {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
@@ -184,7 +196,9 @@ impl Scene {
     /// The lines of mountinfo for mounts below this scene.
     pub fn mounts(&self) -> Vec<String> {
         let root = self.root.to_str().expect("ASCII");
-        let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let table = fs::read("/proc/self/mountinfo").expect("mountinfo");
+        // Some tests mount what has no name in UTF-8.
+        let table = String::from_utf8_lossy(&table);
         let point = |line: &str| line.split(' ').nth(4).expect("a mount point").to_owned();
         table.lines().filter(|line| Path::new(&point(line)).starts_with(root)).map(str::to_owned).collect()
     }

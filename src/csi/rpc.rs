@@ -1,0 +1,271 @@
+//! gRPC over a unix socket: which call is which.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
+
+use super::message::{Empty, NodeInfo, PluginInfo, ProbeAnswer, Publish, Registered, Registration, Truth, Unpublish};
+use super::volume::Asked;
+use super::{Plugin, authority};
+use crate::report::{Exit, Failure};
+
+/// kubelet makes one connection for each call, and has as many calls under way as pods that start.
+const CONNECTIONS_MAX: usize = 256;
+const STREAMS_MAX: u32 = 64;
+/// Bytes of a message: kubelet's are a pod's volume attributes.
+const MESSAGE_LEN_MAX: usize = 1 << 20;
+/// Bytes of a connection that are on their way within this process.
+const PIPE_LEN: usize = 32 << 10;
+/// After a failure to accept, such as no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long kubelet waits for an answer if it does not say.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// An answer must be there before kubelet stops waiting for it: what it says becomes the pod's event.
+const ANSWER_MARGIN: Duration = Duration::from_secs(5);
+
+/// Answers kubelet until `closed` changes.
+pub(super) async fn serve(listener: UnixListener, plugin: Arc<Plugin>, mut closed: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            _ = closed.changed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // Who comes beyond the limit is cut off, and asks again.
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
+                let plugin = Arc::clone(&plugin);
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    converse(stream, plugin).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of kubelet");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, plugin: Arc<Plugin>) {
+    let (from_kubelet, to_kubelet) = stream.into_split();
+    let (right, put_right) = tokio::io::simplex(PIPE_LEN);
+    let passed_on = tokio::spawn(authority::put_right(from_kubelet, put_right));
+    let stream = tokio::io::join(right, to_kubelet);
+    let answer = service_fn(|request| {
+        let plugin = Arc::clone(&plugin);
+        async move { Ok::<_, Infallible>(answer(plugin, request).await) }
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder.max_concurrent_streams(STREAMS_MAX);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), answer).await {
+        tracing::debug!(%error, "a connection of kubelet ended");
+    }
+    passed_on.abort();
+}
+
+/// Every call that there is.
+async fn answer(plugin: Arc<Plugin>, request: Request<Incoming>) -> Response<Body> {
+    let patience = patience(request.headers()).saturating_sub(ANSWER_MARGIN);
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        "/csi.v1.Identity/GetPluginInfo" => {
+            unary(request, |_: Empty| async {
+                Ok(PluginInfo { name: super::DRIVER.into(), vendor_version: env!("CARGO_PKG_VERSION").into() })
+            })
+            .await
+        }
+        // No controller, no stages, no statistics: an empty list says so.
+        "/csi.v1.Identity/GetPluginCapabilities" | "/csi.v1.Node/NodeGetCapabilities" => {
+            unary(request, |_: Empty| async { Ok(Empty {}) }).await
+        }
+        "/csi.v1.Identity/Probe" => {
+            unary(request, |_: Empty| async { Ok(ProbeAnswer { ready: Some(Truth { value: true }) }) }).await
+        }
+        "/csi.v1.Node/NodeGetInfo" => {
+            unary(request, move |_: Empty| async move { Ok(NodeInfo { node_id: plugin.node.clone() }) }).await
+        }
+        "/csi.v1.Node/NodePublishVolume" => {
+            unary(request, move |call: Publish| async move {
+                let volume = call.volume_id.clone();
+                let published = match Asked::read(call) {
+                    Ok(asked) => plugin.publish(asked, patience).await,
+                    Err(failure) => Err(failure),
+                };
+                published.map(|()| Empty {}).map_err(|failure| {
+                    tracing::info!(volume, why = failure.message, "kubelet's volume is not there yet");
+                    status(&failure)
+                })
+            })
+            .await
+        }
+        "/csi.v1.Node/NodeUnpublishVolume" => {
+            unary(request, move |call: Unpublish| async move {
+                plugin.unpublish(&call.volume_id, &call.target_path).await.map(|()| Empty {}).map_err(|failure| {
+                    tracing::warn!(volume = call.volume_id, why = failure.message, "a volume cannot be taken away");
+                    status(&failure)
+                })
+            })
+            .await
+        }
+        "/pluginregistration.Registration/GetInfo" => {
+            unary(request, move |_: Empty| async move {
+                Ok(Registration {
+                    kind: "CSIPlugin".into(),
+                    name: super::DRIVER.into(),
+                    endpoint: plugin.sockets.driver.display().to_string(),
+                    supported_versions: vec!["1.0.0".into()],
+                })
+            })
+            .await
+        }
+        "/pluginregistration.Registration/NotifyRegistrationStatus" => {
+            unary(request, |told: Registered| async move {
+                if told.is_registered {
+                    tracing::info!(driver = super::DRIVER, "kubelet has registered the CSI driver");
+                } else {
+                    tracing::error!(driver = super::DRIVER, why = told.error, "kubelet refuses the CSI driver");
+                }
+                Ok(Empty {})
+            })
+            .await
+        }
+        _ => Status::unimplemented(format!("{} {path} is not served", super::DRIVER)).into_http(),
+    }
+}
+
+/// A call of one message that is answered with one.
+async fn unary<Q, A, F, R>(request: Request<Incoming>, call: F) -> Response<Body>
+where
+    Q: Message + Default + 'static,
+    A: Message + Default + 'static,
+    F: FnOnce(Q) -> R + Send + 'static,
+    R: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    let mut grpc = tonic::server::Grpc::new(ProstCodec::<A, Q>::default()).max_decoding_message_size(MESSAGE_LEN_MAX);
+    grpc.unary(Once(Some(call)), request).await
+}
+
+/// A service of one call, as tonic wants one.
+struct Once<F>(Option<F>);
+
+impl<Q, A, F, R> Service<tonic::Request<Q>> for Once<F>
+where
+    F: FnOnce(Q) -> R,
+    R: Future<Output = Result<A, Status>> + Send + 'static,
+    A: 'static,
+{
+    type Response = tonic::Response<A>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<A>, Status>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
+        match self.0.take() {
+            Some(call) => {
+                let answer = call(request.into_inner());
+                Box::pin(async move { answer.await.map(tonic::Response::new) })
+            }
+            None => Box::pin(async { Err(Status::internal("a call was made twice")) }),
+        }
+    }
+}
+
+/// How long the caller waits: the header `grpc-timeout`, at most eight digits and a unit
+/// (gRPC over HTTP/2, "Requests").
+fn patience(headers: &http::HeaderMap) -> Duration {
+    let read = || {
+        let text = headers.get("grpc-timeout")?.to_str().ok()?;
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+        Some(match unit {
+            "H" => Duration::from_secs(number * 3600),
+            "M" => Duration::from_secs(number * 60),
+            "S" => Duration::from_secs(number),
+            "m" => Duration::from_millis(number),
+            "u" => Duration::from_micros(number),
+            "n" => Duration::from_nanos(number),
+            _ => return None,
+        })
+    };
+    read().unwrap_or(PATIENCE).min(PATIENCE)
+}
+
+/// A failure as kubelet hears it, and with it whoever reads the pod's events.
+///
+/// After some codes kubelet takes it that nothing was mounted (`isFinalError` in its
+/// `pkg/volume/csi/csi_mounter.go`); whatever may still be on its way must get another one.
+fn status(failure: &Failure) -> Status {
+    let code = match failure.exit {
+        Exit::Usage => Code::InvalidArgument,
+        Exit::Integrity => Code::DataLoss,
+        Exit::NotFound => Code::NotFound,
+        Exit::Denied => Code::PermissionDenied,
+        Exit::Disk => Code::ResourceExhausted,
+        Exit::Busy => Code::Aborted,
+        Exit::Origin | Exit::Interrupted => Code::Unavailable,
+        Exit::Defect | Exit::Done => Code::Internal,
+    };
+    let hint = failure.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+    Status::new(code, format!("{}{hint}", failure.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_patience_is_read() {
+        for (text, expected) in [
+            ("119999868u", Duration::from_mins(2)),
+            ("99999999n", Duration::from_nanos(99_999_999)),
+            ("90000m", Duration::from_secs(90)),
+            ("30S", Duration::from_secs(30)),
+            ("5M", PATIENCE),
+            ("1H", PATIENCE),
+            ("", PATIENCE),
+            ("S", PATIENCE),
+            ("-1S", PATIENCE),
+            ("1x", PATIENCE),
+            ("1\u{e9}", PATIENCE),
+        ] {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("grpc-timeout", http::HeaderValue::from_bytes(text.as_bytes()).expect("a value"));
+            assert_eq!(patience(&headers), expected, "{text}");
+        }
+        assert_eq!(patience(&http::HeaderMap::new()), PATIENCE);
+    }
+
+    #[test]
+    fn what_goes_on_is_not_final_to_kubelet() {
+        let not_final = [Code::Unavailable, Code::ResourceExhausted, Code::Aborted];
+        for exit in [Exit::Busy, Exit::Origin, Exit::Interrupted, Exit::Disk] {
+            assert!(not_final.contains(&status(&Failure::new(exit, "x")).code()), "{exit:?}");
+        }
+        for exit in [Exit::Usage, Exit::Denied, Exit::NotFound] {
+            let status = status(&Failure::hinted(exit, "this is so", "do that"));
+            assert!(!not_final.contains(&status.code()), "{exit:?}");
+            assert_eq!(status.message(), "this is so (do that)");
+        }
+    }
+}
