@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use larder::cluster;
 use larder::config::{Config, MountAt, SETTINGS};
+use larder::csi::DRIVER;
 use larder_keeper::protocol;
 use serde_json::Value;
 
@@ -262,21 +264,47 @@ fn it_stops_before_it_is_killed() {
     assert!(patience >= 300, "{patience} s");
 }
 
-/// The names that the code has too, wherever they stand.
+/// Both sockets of the driver are made in directories that the keeper has, and may make them in.
 #[test]
-fn groups_and_names_are_those_of_the_crds() {
-    let mut names: Vec<(String, String)> = objects()
+fn the_drivers_sockets_have_a_place() {
+    let below = keeper_option("--listen-below");
+    for directory in ["plugins", "plugins_registry"] {
+        let directory = config().kubelet_dir.join(directory).display().to_string();
+        assert!(below.contains(&directory), "{directory}: {below:?}");
+    }
+    let pods = config().kubelet_dir.join("pods").display().to_string();
+    assert_eq!(keeper_option("--bind-below"), [pods]);
+}
+
+#[test]
+fn names_are_those_of_the_code() {
+    let defined: Vec<String> = cluster::definitions().iter().filter_map(|crd| crd.metadata.name.clone()).collect();
+    let written: Vec<String> = objects()
         .iter()
         .filter(|document| document.kind() == "CustomResourceDefinition")
-        .map(|document| {
-            let spec = &document.value["spec"];
-            assert_eq!(spec["scope"], "Cluster", "{}", document.name());
-            assert_eq!(spec["versions"][0]["name"], "v1alpha1", "{}", document.name());
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            (text(&spec["names"]["kind"]), document.name().to_owned())
-        })
+        .map(|document| document.name().to_owned())
         .collect();
-    names.sort();
-    let expected = [("CachedModel", "cachedmodels.larder.dev"), ("NodeCache", "nodecaches.larder.dev")];
-    assert_eq!(names, expected.map(|(kind, name)| (kind.to_owned(), name.to_owned())));
+    assert_eq!(written, defined);
+    for rule in object("ClusterRole", "larder").value["rules"].as_array().expect("rules") {
+        let group = rule["apiGroups"][0].as_str().expect("a group");
+        assert!(group.is_empty() || group == cluster::GROUP, "{group}");
+    }
+
+    let text = |file: &str| load::text(&load::daemonset().join(file));
+    let guard = text("components/node-labels-guard/nodes.yaml");
+    assert!(guard.contains(&format!("startsWith('{}')", cluster::PREFIX)), "labels");
+    assert!(guard.contains(&format!("o.key == '{}'", cluster::STARTUP_TAINT)), "the taint");
+    let uninstall = text("uninstall");
+    for name in [format!("DRIVER={DRIVER}"), format!("{}*)", cluster::PREFIX), cluster::STARTUP_TAINT.to_owned()] {
+        assert!(uninstall.contains(&name), "{name}");
+    }
+    for name in defined {
+        assert!(uninstall.contains(&name), "{name}");
+    }
+    // What examples prefer is what a CachedModel of that name gives.
+    for file in load::files(&load::daemonset().join("examples"), "yaml") {
+        for key in text(file.to_str().expect("text")).lines().filter_map(|line| line.trim().strip_prefix("- key: ")) {
+            assert_eq!(key.strip_prefix(cluster::PREFIX).map(cluster::key_of).as_deref(), Some(key));
+        }
+    }
 }

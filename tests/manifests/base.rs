@@ -139,7 +139,7 @@ fn the_daemon_may_do_this_at_the_api_server_and_no_more() {
 
 #[test]
 fn the_driver_makes_volumes_for_pods_and_nothing_else() {
-    let driver = object("CSIDriver", super::examples::DRIVER).value;
+    let driver = object("CSIDriver", larder::csi::DRIVER).value;
     let expected = json!({
         "attachRequired": false,
         "podInfoOnMount": true,

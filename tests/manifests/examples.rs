@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Service, Volume};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use larder::config::Config;
+use larder::csi::DRIVER;
 use larder::domain::Source;
 use serde_json::{Value, json};
 
@@ -14,8 +15,6 @@ use super::kinds;
 use super::load::{self, Document};
 use super::restricted::restricted;
 
-/// The name of the CSI driver.
-pub const DRIVER: &str = "csi.larder.dev";
 /// What a volume may say.
 const ATTRIBUTES: &[&str] = &["source", "include", "exclude", "lazy", "fresh"];
 /// Of `InferenceService`: what stands among the fields of a pod and is none.

@@ -96,6 +96,8 @@ fn compare(value: &Value, kept: &Value, at: &str, lost: &mut Vec<String>) {
                 compare(item, other, &format!("{at}[{index}]"), lost);
             }
         }
+        // kustomize writes 0 for 0.0, which is the same to Kubernetes.
+        (Value::Number(number), Value::Number(other)) if number.as_f64() == other.as_f64() => {}
         _ if value == kept => {}
         _ => lost.push(format!("`{at}` is {value}, and becomes {kept}")),
     }
