@@ -35,6 +35,8 @@ const BLOCKING_THREADS_MAX: usize = 64;
 const ASYNC_THREADS_MAX: usize = 4;
 /// Of the time to stop, what is left for ending the process itself.
 const STOP_MARGIN: Duration = Duration::from_millis(500);
+/// How long a keeper that starts at the same time may take.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is asked whether everything has ended.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -48,6 +50,9 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
     log::start(&config.log, config.log_format);
     limits::settle();
     let stop = Stop::listen(config.stop_within)?;
+    if matches!(config.mount, Some(MountAt::Keeper(_))) {
+        wait_for_directories(config);
+    }
     let store = Arc::new(Store::open_unproven(&config.store, Some(&config.admin_socket))?);
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
     let cache = Cache::open(store, settings(config), Arc::clone(&metrics))?;
@@ -68,6 +73,21 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
     // Whatever still waits for the disk is work that may be cut off anywhere.
     runtime.shutdown_background();
     served
+}
+
+/// On a new node the keeper starts beside this daemon, and gives it its directories, which are root's
+/// before. What is still wrong after that, opening them will tell.
+fn wait_for_directories(config: &Config) {
+    use rustix::fs::{Access, access};
+    let given = || {
+        let parents = [&config.socket, &config.admin_socket].map(|socket| socket.parent());
+        let mut all = parents.into_iter().flatten().chain([config.store.as_path()]);
+        all.all(|directory| access(directory, Access::WRITE_OK) != Err(rustix::io::Errno::ACCESS))
+    };
+    let began = Instant::now();
+    while !given() && began.elapsed() < KEEPER_PATIENCE {
+        std::thread::sleep(STOP_INTERVAL);
+    }
 }
 
 fn settings(config: &Config) -> Settings {
