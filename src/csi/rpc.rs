@@ -226,8 +226,14 @@ fn status(failure: &Failure) -> Status {
         Exit::Origin | Exit::Interrupted => Code::Unavailable,
         Exit::Defect | Exit::Done => Code::Internal,
     };
-    let hint = failure.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-    Status::new(code, format!("{}{hint}", failure.message))
+    if failure.exit == Exit::Interrupted {
+        return Status::new(code, "larder's daemon on this node restarts: kubelet asks again, what has arrived stays");
+    }
+    // What is said of flags is for the command line.
+    let hint = failure.hint.as_deref().map(|hint| hint.split("; try --").next().unwrap_or(hint));
+    let hint = hint.filter(|hint| !hint.contains(" --")).map(|hint| format!(" ({hint})")).unwrap_or_default();
+    // kubelets format what they are told once more.
+    Status::new(code, format!("{}{hint}", failure.message).replace(" %", " percent"))
 }
 
 #[cfg(test)]
@@ -267,5 +273,7 @@ mod tests {
             assert!(!not_final.contains(&status.code()), "{exit:?}");
             assert_eq!(status.message(), "this is so (do that)");
         }
+        let full = status(&Failure::new(Exit::Disk, "the high watermark of 80 %, `s3://b/a%20b`"));
+        assert_eq!(full.message(), "the high watermark of 80 percent, `s3://b/a%20b`");
     }
 }
