@@ -15,11 +15,13 @@ use super::asked::Asked;
 use super::attempts::{Attempts, Trouble};
 use super::herald::{Answer, Crier};
 use super::labels::{self, Changes, LABEL_COUNT_MAX};
-use super::{MANAGER, REMEDY, standings, taint, written};
+use super::{MANAGER, standings, taint, written};
 use crate::cache::{Cache, Standing};
 use crate::domain::Digest;
 use crate::telemetry::{Metrics, Write};
 
+/// What to do where the own Node may not be changed.
+const REMEDY: &str = "take daemonset/components/node-labels, which lets larder patch nodes, or do without labels and taint";
 /// A model may come back by another's doing, which nothing tells of.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two writes of labels; an eviction does not wait for it.
