@@ -2,6 +2,7 @@
 //! over the sockets that kubelet would find. A real kubelet has its say in `tests/kubernetes`.
 
 mod kubelet;
+mod servers;
 
 use std::fs;
 use std::path::Path;
