@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, watch};
 use super::book::Lease;
 use super::ensure::{LeaseWish, Wish};
 use super::flight::Seat;
+use super::owner::Life;
 use super::{Cache, blocking, lock};
 use crate::domain::{Digest, Source};
 use crate::fetch::{Selection, TakeBack};
@@ -216,8 +217,8 @@ impl Cache {
                 let waiting = book.leases().filter(|(_, lease)| lease.digest == listing);
                 waiting.map(|(id, lease)| (id.clone(), lease.clone())).collect()
             };
-            let left =
-                waiting.into_iter().filter(|(_, lease)| lease.is_left(&residency.pods)).map(|(id, _)| id).collect();
+            let is_left = |lease: &Lease| lease.seen && lease.owner.life(&residency.pods) == Life::Gone;
+            let left = waiting.into_iter().filter(|(_, lease)| is_left(lease)).map(|(id, _)| id).collect();
             let leased = residency.book().lease_also(&residency.store, &left, &listing, resident.digest);
             leased.map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))
         })

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::owner::{Life, Owner, Pods};
+use super::owner::{Life, Owner};
 use crate::domain::Digest;
 use crate::report::text::unix;
 use crate::store::{self, Shelf, Store};
@@ -61,20 +61,16 @@ pub struct Book {
 }
 
 impl Lease {
-    /// Whether its owner is gone, or has not been seen for too long. May take seconds.
+    /// Whether its owner, of whom that is seen now, is gone, or was never seen for too long. Who was
+    /// seen before and cannot be looked for now is there: whoever looks may be away.
     #[must_use]
-    pub fn has_ended(&self, pods: &Pods, now: SystemTime) -> bool {
-        match self.owner.life(pods) {
+    pub fn has_ended(&self, life: Life, now: SystemTime) -> bool {
+        match life {
             Life::Alive => false,
             Life::Gone if self.seen => true,
+            Life::Unseen if self.seen => false,
             Life::Gone | Life::Unseen => unix(now).saturating_sub(self.since) > UNSEEN_MAX.as_secs(),
         }
-    }
-
-    /// Whether its owner was seen once and is not any more. May take seconds.
-    #[must_use]
-    pub fn is_left(&self, pods: &Pods) -> bool {
-        self.seen && self.owner.life(pods) != Life::Alive
     }
 }
 
@@ -123,6 +119,19 @@ impl Book {
         }
         self.leases.insert(id.clone(), lease);
         Ok(id)
+    }
+
+    /// Remembers that the owner of a lease was seen; it is written down with the next
+    /// [`Book::write_down`].
+    pub fn see(&mut self, id: &str) {
+        if let Some(lease) = self.leases.get_mut(id)
+            && !lease.seen
+        {
+            lease.seen = true;
+            if !matches!(lease.owner, Owner::Connection(_)) {
+                self.unwritten.insert(id.to_owned());
+            }
+        }
     }
 
     /// Writes down the leases that the disk did not take before.
@@ -302,4 +311,27 @@ impl Book {
 fn id_of(owner: &Owner, digest: &Digest) -> String {
     let hash = blake3::hash(format!("{owner} {digest}").as_bytes());
     hash.to_hex()[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_looked_for_is_not_taken_for_gone() {
+        let lease = |seen, hours: u64| Lease {
+            owner: Owner::Pod("5d0c".into()),
+            digest: Digest::of(b"x"),
+            since: unix(SystemTime::now()) - hours * 3600,
+            seen,
+        };
+        let ended = |lease: Lease, life| lease.has_ended(life, SystemTime::now());
+        for hours in [1, 1000] {
+            assert!(!ended(lease(true, hours), Life::Alive) && !ended(lease(false, hours), Life::Alive));
+            assert!(ended(lease(true, hours), Life::Gone) && !ended(lease(true, hours), Life::Unseen));
+            for life in [Life::Gone, Life::Unseen] {
+                assert_eq!(ended(lease(false, hours), life), hours > 24, "{life:?} {hours}");
+            }
+        }
+    }
 }

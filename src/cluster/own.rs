@@ -21,7 +21,8 @@ use crate::domain::Digest;
 use crate::telemetry::{Metrics, Write};
 
 /// What to do where the own Node may not be changed.
-const REMEDY: &str = "take daemonset/components/node-labels, which lets larder patch nodes, or do without labels and taint";
+const REMEDY: &str =
+    "take daemonset/components/node-labels, which lets larder patch nodes, or do without labels and taint";
 /// A model may come back by another's doing, which nothing tells of.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two writes of labels; an eviction does not wait for it.

@@ -97,8 +97,12 @@ impl Plugin {
     /// # Errors
     /// What the pod's event is to say. [`Exit::Busy`] says how far it is.
     pub(super) async fn publish(self: &Arc<Self>, asked: Asked, patience: Duration) -> Result<(), Failure> {
-        (self.allows)(&asked.pod, &asked.source)?;
         let source = asked.source.to_string();
+        // What a pod has it keeps: kubelet asks for it again after its own restart, and would take a
+        // refusal for the end of a volume that is in use.
+        if self.noted(&asked).is_none() {
+            (self.allows)(&asked.pod, &asked.source)?;
+        }
         let mut state = self.work(asked)?;
         // The sender is gone only after it has said the end.
         let _ = tokio::time::timeout(patience, state.wait_for(|state| matches!(state, State::Ended(_)))).await;
@@ -143,8 +147,7 @@ impl Plugin {
     }
 
     async fn bring(self: &Arc<Self>, asked: &Asked, work: &Arc<Work>) -> Result<(), Failure> {
-        let known = lock(&self.volumes).known.get(&asked.id).cloned();
-        if let Some(volume) = known.filter(|volume| volume.source == asked.source.to_string())
+        if let Some(volume) = self.noted(asked)
             && self.is_kept(&volume).await
         {
             // kubelet has restarted, or lost our answer: the pod keeps the model that it has.
@@ -175,6 +178,12 @@ impl Plugin {
             self.release(asked.id.clone()).await;
         }
         mounted
+    }
+
+    /// What is noted of a volume, if it is what is asked for.
+    fn noted(&self, asked: &Asked) -> Option<Volume> {
+        let known = lock(&self.volumes).known.get(&asked.id).cloned();
+        known.filter(|volume| volume.source == asked.source.to_string())
     }
 
     async fn mount(self: &Arc<Self>, asked: &Asked, digest: &str, arriving: bool) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ mod kubelet;
 mod servers;
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -134,6 +135,15 @@ fn what_a_pod_has_is_the_same_whoever_restarts() {
     until(&kept, "a pod that ends after the keeper has", |_| first.unpublish().is_ok());
     assert!(mounted(&first.target()).is_empty());
     assert_reads(&second.target(), &other);
+    // Nor does a new rule take it away.
+    kept.node.set("policy", r#"[{ namespaces = ["elsewhere"], sources = ["s3://"] }]"#);
+    kept.node.restart();
+    // The sockets were of the keeper that is gone, and not yet of the next.
+    until(&kept, "kubelet may call", |kept| UnixStream::connect(&sockets(kept)[1]).is_ok());
+    second.publish().expect("published");
+    assert_reads(&second.target(), &other);
+    let third = volume(&kept, "p3", &[("source", "s3://models/m/")]);
+    assert_eq!(third.publish().expect_err("refused").code, PERMISSION_DENIED);
     second.unpublish().expect("taken away");
     assert_eq!(owners(&kept), [""; 0]);
 }
