@@ -121,19 +121,6 @@ impl Book {
         Ok(id)
     }
 
-    /// Remembers that the owner of a lease was seen; it is written down with the next
-    /// [`Book::write_down`].
-    pub fn see(&mut self, id: &str) {
-        if let Some(lease) = self.leases.get_mut(id)
-            && !lease.seen
-        {
-            lease.seen = true;
-            if !matches!(lease.owner, Owner::Connection(_)) {
-                self.unwritten.insert(id.to_owned());
-            }
-        }
-    }
-
     /// Writes down the leases that the disk did not take before.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use super::book::{Book, Lease};
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
 use super::herald::Herald;
 use super::lock;
-use super::owner::{Life, Owner, Pods};
+use super::owner::{Owner, Pods};
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
 use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
@@ -396,15 +396,8 @@ impl Residency {
         let leases: Vec<(String, Lease)> =
             self.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect();
         let now = SystemTime::now();
-        let mut ended = Vec::new();
-        for (id, lease) in leases {
-            let life = lease.owner.life(&self.pods);
-            if lease.has_ended(life, now) {
-                ended.push(id);
-            } else if life == Life::Alive {
-                self.book().see(&id);
-            }
-        }
+        let has_ended = |lease: &Lease| lease.has_ended(lease.owner.life(&self.pods), now);
+        let ended: Vec<String> = leases.into_iter().filter(|(_, lease)| has_ended(lease)).map(|(id, _)| id).collect();
         for id in &ended {
             self.release(id)?;
         }
