@@ -204,12 +204,14 @@ fn a_lazy_pod_reads_while_the_model_arrives_through_restarts_of_everything() {
         assert!(bytes == whole[..1 << 16]);
     };
     head(&file);
+    let bound = |kept: &Kept| kept.logs().matches("bound `arriving").count();
     kept.node.restart();
     head(&file);
+    until(&kept, "the next daemon has bound the volume again", |kept| bound(kept) == 2);
     volume.publish().expect("published");
     assert_eq!(mounted(&volume.target()).len(), 1);
-    let bound = |kept: &Kept| kept.logs().matches("bound `arriving").count();
     let before = bound(&kept);
+    assert_eq!(before, 3, "{}", kept.logs());
     kept.kill_keeper();
     kept.start_keeper();
     // Whoever starts a container now gets it out of the new mount.
