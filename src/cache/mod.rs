@@ -144,6 +144,12 @@ impl Cache {
         let _ = self.proven.subscribe().wait_for(|proven| *proven).await;
     }
 
+    /// Whether a pod is not on this node any more, by the word of whoever sees pods.
+    pub async fn is_pod_gone(self: &Arc<Self>, uid: &str) -> bool {
+        let (cache, uid) = (Arc::clone(self), uid.to_owned());
+        blocking(move || Ok(cache.residency.pods.life(&uid) == owner::Life::Gone)).await.unwrap_or(false)
+    }
+
     fn next_connection(&self) -> Owner {
         Owner::Connection(self.connections.fetch_add(1, Relaxed))
     }

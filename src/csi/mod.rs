@@ -5,7 +5,8 @@
 //! read while it arrives comes out of the mount. Sockets and mounts in kubelet's directories are
 //! root's to make, so [`larder_keeper::Errands`] makes them.
 //!
-//! `rpc` is the protocol, `authority` what kubelet gets wrong in it, `volume` what a pod may ask for, `publish` how it gets it.
+//! `rpc` is the protocol, `authority` what kubelet gets wrong in it, `volume` what a pod may ask for,
+//! `publish` how it gets it.
 
 mod authority;
 mod message;
@@ -66,8 +67,6 @@ struct Sockets {
     driver: PathBuf,
     /// Where it finds out about it.
     registration: PathBuf,
-    /// Below it the volumes of pods.
-    pods: PathBuf,
 }
 
 impl Sockets {
@@ -75,7 +74,6 @@ impl Sockets {
         Self {
             driver: kubelet.join("plugins").join(DRIVER).join("csi.sock"),
             registration: kubelet.join("plugins_registry").join(format!("{DRIVER}-reg.sock")),
-            pods: kubelet.join("pods"),
         }
     }
 }

@@ -174,8 +174,7 @@ impl Plugin {
         };
         let mounted = self.mount(asked, &granted.ready.digest, granted.ready.arriving).await;
         if mounted.is_err() {
-            lock(&self.volumes).forget(&asked.id);
-            self.release(asked.id.clone()).await;
+            self.let_go(asked.id.clone()).await;
         }
         mounted
     }
@@ -255,15 +254,10 @@ impl Plugin {
     async fn pod_gone(&self, pod: &Pod) {
         loop {
             tokio::time::sleep(POD_INTERVAL).await;
-            if self.is_gone(pod).await {
+            if self.cache.is_pod_gone(&pod.uid).await {
                 return;
             }
         }
-    }
-
-    async fn is_gone(&self, pod: &Pod) -> bool {
-        let directory = self.sockets.pods.join(&pod.uid);
-        self.errand("look for the pod", move |keeper| keeper.there(directory)).await.is_ok_and(|there| !there)
     }
 
     /// Takes a volume away; of one that is not known, whatever is mounted there.
@@ -286,22 +280,24 @@ impl Plugin {
 
     async fn take_away(self: &Arc<Self>, id: String, target: PathBuf) -> Result<(), Failure> {
         self.errand("take the model away from the pod", move |keeper| keeper.unbind(target)).await?;
-        let (plugin, forgotten) = (Arc::clone(self), id.clone());
-        let volume = tokio::task::spawn_blocking(move || lock(&plugin.volumes).forget(&forgotten)).await;
-        if let Ok(Some(Volume { source, pod, .. })) = volume {
+        if let Some(Volume { source, pod, .. }) = self.let_go(id).await {
             tracing::info!(source, namespace = pod.namespace, pod = pod.name, "a pod is done with its model");
         }
-        self.release(id).await;
         Ok(())
     }
 
-    async fn release(&self, id: String) {
-        let cache = Arc::clone(&self.cache);
-        let of_volume = move |owner: &Owner| matches!(owner, Owner::Volume { id: of, .. } if *of == id);
-        let released = tokio::task::spawn_blocking(move || cache.residency().release_all(of_volume)).await;
-        if let Ok(Err(error)) = released {
-            tracing::warn!(%error, "the leases of a volume could not be ended: they end with its pod");
-        }
+    /// Forgets a volume and ends its leases; what was noted of it.
+    async fn let_go(self: &Arc<Self>, id: String) -> Option<Volume> {
+        let plugin = Arc::clone(self);
+        let let_go = move || {
+            let volume = lock(&plugin.volumes).forget(&id);
+            let of_volume = |owner: &Owner| matches!(owner, Owner::Volume { id: of, .. } if *of == id);
+            if let Err(error) = plugin.cache.residency().release_all(of_volume) {
+                tracing::warn!(%error, "the leases of a volume could not be ended: they end with its pod");
+            }
+            volume
+        };
+        tokio::task::spawn_blocking(let_go).await.ok().flatten()
     }
 
     fn known(&self) -> Vec<(String, Volume)> {
@@ -312,7 +308,7 @@ impl Plugin {
     /// find it there.
     pub(super) async fn remount(self: &Arc<Self>) {
         for (_, volume) in self.known().into_iter().filter(|(_, volume)| volume.arriving) {
-            if !self.is_gone(&volume.pod).await
+            if !self.cache.is_pod_gone(&volume.pod.uid).await
                 && let Err(failure) = self.attach(&volume, &volume.target).await
             {
                 let Pod { namespace, name, .. } = &volume.pod;
@@ -324,7 +320,7 @@ impl Plugin {
     /// Takes away what pods left behind of whose end kubelet did not tell.
     pub(super) async fn sweep_once(self: &Arc<Self>) {
         for (id, Volume { pod, target, .. }) in self.known() {
-            if self.is_gone(&pod).await
+            if self.cache.is_pod_gone(&pod.uid).await
                 && let Err(failure) = self.take_away(id, target).await
             {
                 tracing::warn!(pod = pod.name, why = failure.message, "what a pod left behind cannot be taken away");
@@ -343,9 +339,9 @@ fn far(source: &str, moving: &Moving) -> String {
         return format!("`{source}` is being looked up");
     }
     let (done, total) = (text::bytes(moving.bytes_done), text::bytes(moving.bytes_total));
-    let rate = text::bytes(moving.bytes_per_second);
+    let rate = text::rate(moving.bytes_per_second, Duration::from_secs(1));
     let left = moving.seconds_left.map(|left| format!(", {} left", text::duration(Duration::from_secs(left))));
-    format!("`{source}` is on its way: {done} of {total}, {rate}/s{}", left.unwrap_or_default())
+    format!("`{source}` is on its way: {done} of {total}, {rate}{}", left.unwrap_or_default())
 }
 
 #[cfg(test)]
