@@ -4,13 +4,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault, Front, Noise, Origin};
 use serde_json::json;
 
 use super::kept::{Kept, own, unprivileged};
 use super::{lazily, mount_status, until_removed};
+use crate::node::PATIENCE;
 use crate::support::{program, skipped};
+
+const WEIGHTS: &str = "model.safetensors";
 
 /// Where `tests/run` installs the loaders. `None` where it did not.
 fn loaders() -> Option<PathBuf> {
@@ -60,9 +67,26 @@ fn safetensors_and_transformers_load_what_is_here_and_what_arrives() {
     load(Path::new(ready["path"].as_str().expect("a path")));
     // The same bytes from elsewhere, and none of them is here any more.
     until_removed(&kept.node, "s3://models/n/");
-    origin.misbehave_on_reads(|_, _| Some(Fault::Slow(2 << 20)));
+    // Not a byte of the weights before somebody has opened them, and then slowly.
+    let opened = Arc::new(AtomicBool::new(false));
+    let gate = Arc::clone(&opened);
+    origin.misbehave_on_reads(move |_, request| {
+        while request.path.ends_with(WEIGHTS) && !gate.load(Relaxed) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Some(Fault::Slow(2 << 20))
+    });
     let arriving = lazily(&kept.node);
-    load(&arriving);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while began.elapsed() < PATIENCE && mount_status(&kept.node)["opens_arriving"] == 0 {
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened.store(true, Relaxed);
+        });
+        load(&arriving);
+    });
     let status = mount_status(&kept.node);
     assert!(status["opens_arriving"].as_u64() >= Some(1), "{status}");
     assert_eq!(status["reads_failed"], 0, "{status}\n{}", kept.logs());
