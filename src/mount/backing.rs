@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
-use larder_keeper::Keeper;
+use larder_keeper::{Keeper, client};
 
 use super::lock;
 
@@ -21,7 +21,9 @@ pub enum Backing {
     Own(Mutex<HashMap<u64, Arc<BackingId>>>),
     /// The keeper, for us.
     Kept {
-        /// The connection to it, the newest one.
+        /// The FUSE connection.
+        epoch: u64,
+        /// The newest keeper that has that.
         keeper: Mutex<Arc<Keeper>>,
         /// What it said.
         known: Mutex<HashMap<u64, u32>>,
@@ -41,16 +43,24 @@ impl Backing {
         Self::Own(Mutex::default())
     }
 
-    /// Ids that the keeper holds.
-    pub fn kept(keeper: Arc<Keeper>) -> Self {
-        Self::Kept { keeper: Mutex::new(keeper), known: Mutex::default() }
+    /// Ids that the keeper holds, of a FUSE connection.
+    pub fn kept(epoch: u64, keeper: Arc<Keeper>) -> Self {
+        Self::Kept { epoch, keeper: Mutex::new(keeper), known: Mutex::default() }
     }
 
-    /// Another connection to the same keeper takes the place of one that is over.
-    pub fn follow(&self, newest: Arc<Keeper>) {
-        if let Self::Kept { keeper, .. } = self {
-            *lock(keeper) = newest;
+    /// Another keeper, or another way to the same one, takes the place of one that is over. Where
+    /// that does not know the ids, it is told.
+    ///
+    /// # Errors
+    /// The keeper's.
+    pub fn follow(&self, newest: &Arc<Keeper>, is_told: bool) -> io::Result<()> {
+        let Self::Kept { epoch, keeper, known } = self else { return Ok(()) };
+        if is_told {
+            let known = lock(known).clone();
+            known.into_iter().try_for_each(|(number, id)| newest.remember(*epoch, number, id))?;
         }
+        *lock(keeper) = Arc::clone(newest);
+        Ok(())
     }
 
     /// The id of an inode; where it has none, `open` brings its file and it gets one.
@@ -68,49 +78,59 @@ impl Backing {
                 ids.insert(number, Arc::clone(&id));
                 Ok(Backed::Own(id))
             }
-            Self::Kept { keeper, known } => {
+            Self::Kept { epoch, keeper, known } => {
                 if let Some(id) = lock(known).get(&number) {
                     return Ok(Backed::Kept(*id));
                 }
                 let keeper = Arc::clone(&lock(keeper));
-                let id = keeper.back(number, open()?.as_fd())?;
+                let back = keeper.back(*epoch, number, open()?.as_fd());
+                // Somebody else may have asked, just before the keeper went.
+                let id = back.or_else(|error| lock(known).get(&number).copied().ok_or(error))?;
                 lock(known).insert(number, id);
                 Ok(Backed::Kept(id))
             }
         }
     }
 
+    /// Whether an error of [`Self::back`] says what is so, rather than that nobody could be asked.
+    pub fn is_answer(&self, error: &io::Error) -> bool {
+        matches!(self, Self::Own(_)) || client::refusal(error).is_some()
+    }
+
     /// Gives an inode's id back: the blob is gone. What has it open keeps it.
     pub fn drop_id(&self, number: u64) {
         match self {
             Self::Own(ids) => drop(lock(ids).remove(&number)),
-            Self::Kept { keeper, known } => {
-                lock(known).remove(&number);
+            Self::Kept { epoch, keeper, known } => {
                 let keeper = Arc::clone(&lock(keeper));
-                if let Err(error) = keeper.unback(number) {
-                    tracing::warn!(%error, "the keeper keeps the space of a file that is gone, until it is asked again");
+                match keeper.unback(*epoch, number) {
+                    Ok(_) => drop(lock(known).remove(&number)),
+                    // It stays known, so that the next keeper can be asked: no other file has this number.
+                    Err(error) => {
+                        tracing::warn!(%error, "the keeper keeps the space of a file that is gone, until it is asked again");
+                    }
                 }
             }
         }
     }
 
-    /// Inodes that have an id from an earlier life.
+    /// Inodes that have an id, those from an earlier life among them.
     ///
     /// # Errors
     /// The keeper's.
     pub fn numbers(&self) -> io::Result<Vec<u64>> {
         match self {
             Self::Own(ids) => Ok(lock(ids).keys().copied().collect()),
-            Self::Kept { keeper, .. } => {
+            Self::Kept { epoch, keeper, known } => {
                 let keeper = Arc::clone(&lock(keeper));
-                let mut all: Vec<u64> = Vec::new();
+                let mut last = None;
                 loop {
-                    let more = keeper.keys(all.last().copied())?;
-                    if more.is_empty() {
-                        return Ok(all);
-                    }
-                    all.extend(more);
+                    let more = keeper.keys(*epoch, last)?;
+                    let Some((number, _)) = more.last() else { break };
+                    last = Some(*number);
+                    lock(known).extend(more);
                 }
+                Ok(lock(known).keys().copied().collect())
             }
         }
     }

@@ -21,7 +21,7 @@ use fuser::{
 
 use larder_keeper::fuse::WANTED;
 
-use super::backing::Backing;
+use super::backing::{Backed, Backing};
 use super::counts::Counts;
 use super::directories::{Directories, Entries};
 use super::lock;
@@ -62,6 +62,8 @@ pub struct Answers {
     patience: Duration,
     /// Whether any inode has a backing id: from then on it must stay so.
     backed: AtomicBool,
+    /// Inodes that have none, though others have.
+    unbacked: Mutex<HashSet<u64>>,
     /// Inodes with a backing id, by what they are.
     numbers: Mutex<HashMap<Digest, HashSet<u64>>>,
     /// Sealed files that are open and not passed through, by handle.
@@ -99,6 +101,7 @@ impl Answers {
             runtime,
             patience,
             backed: AtomicBool::new(false),
+            unbacked: Mutex::default(),
             numbers: Mutex::default(),
             files: Mutex::default(),
             directories: Directories::default(),
@@ -126,28 +129,16 @@ impl Answers {
             close();
             return reply.error(Errno::ESTALE);
         }
-        if self.passes.load(Relaxed) {
-            match self.backing.back(number.0, &reply, open) {
-                Ok(backed) => {
-                    self.backed.store(true, Relaxed);
-                    self.note_backed(sealed, number.0);
-                    // Gone since: nobody would give the id back any more.
-                    if !self.is_here(sealed) {
-                        self.backing.drop_id(number.0);
-                        close();
-                        return reply.error(Errno::ESTALE);
-                    }
-                    self.counts.passed.fetch_add(1, Relaxed);
-                    return backed.answer(reply, handle);
-                }
-                // Other opens may be passed through, and the kernel lets no inode be both.
-                Err(error) if self.backed.load(Relaxed) => {
-                    close();
-                    self.tell(&format!("a file cannot be passed through: {error}"));
-                    return reply.error(Errno::EIO);
-                }
-                Err(error) => self.no_passthrough(format!("the kernel takes no backing file: {error}")),
+        if let Some(backed) = self.back(number.0, &reply, open) {
+            self.note_backed(sealed, number.0);
+            // Gone since: nobody would give the id back any more.
+            if !self.is_here(sealed) {
+                self.backing.drop_id(number.0);
+                close();
+                return reply.error(Errno::ESTALE);
             }
+            self.counts.passed.fetch_add(1, Relaxed);
+            return backed.answer(reply, handle);
         }
         let Ok(file) = open() else {
             close();
@@ -159,6 +150,42 @@ impl Answers {
         }
         self.counts.cached.fetch_add(1, Relaxed);
         reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    /// The id of an inode that the kernel is to read by itself. The kernel lets no inode be both
+    /// that and cached, so what has none the first time goes without.
+    fn back(&self, number: u64, reply: &ReplyOpen, open: impl FnOnce() -> io::Result<File>) -> Option<Backed> {
+        if !self.passes.load(Relaxed) || lock(&self.unbacked).contains(&number) {
+            return None;
+        }
+        match self.backing.back(number, reply, open) {
+            Ok(backed) => {
+                self.backed.store(true, Relaxed);
+                Some(backed)
+            }
+            Err(error) if !self.backed.load(Relaxed) && self.backing.is_answer(&error) => {
+                self.no_passthrough(format!("the kernel takes no backing file: {error}"));
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a file is not passed through: reads of it cost more");
+                lock(&self.unbacked).insert(number);
+                None
+            }
+        }
+    }
+
+    /// What is open since an earlier life and has no id goes on without. To be asked before the first
+    /// open of this one.
+    pub fn recall_opens(&self) {
+        for digest in self.opens.all() {
+            let Ok(metadata) = self.cache.store().view().blob_metadata(&digest) else { continue };
+            let sealed = Sealed::new(digest, &metadata);
+            let number = Node::Sealed(sealed).number();
+            if !self.is_backed(&sealed, INodeNo(number)) {
+                lock(&self.unbacked).insert(number);
+            }
+        }
     }
 
     /// Nothing is open: the mount is new.

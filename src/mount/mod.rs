@@ -26,7 +26,7 @@ use backing::Backing;
 use counts::Counts;
 use filesystem::{Answers, Mounted};
 use fuser::Session;
-use larder_keeper::{Hello, Keeper};
+use larder_keeper::{FuseConnection, Hello, Keeper, client};
 use opens::Opens;
 use probe::Probe;
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -55,13 +55,26 @@ pub struct Mounts {
 
 #[derive(Debug, Default)]
 struct Now {
-    live: Vec<Weak<Answers>>,
+    live: Vec<Live>,
     current: Option<Arc<Answers>>,
     directory: Option<PathBuf>,
     /// Which of the keepers' mounts it is.
     epoch: Option<u64>,
     /// Whether this process mounted it.
     own: bool,
+}
+
+/// A mount that is served: the one that anybody new finds, or one that somebody still has.
+#[derive(Debug)]
+struct Live {
+    answers: Weak<Answers>,
+    /// Where its questions come from, if a keeper made it.
+    fuse: Option<Arc<FuseConnection>>,
+}
+
+/// What the table of open files of a keeper's mount is called.
+fn table_of(epoch: u64) -> String {
+    format!("{epoch:016x}")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,30 +139,35 @@ impl Mounts {
     }
 
     fn live(&self) -> Vec<Arc<Answers>> {
-        let mut now = lock(&self.now);
-        now.live.retain(|answers| answers.strong_count() > 0);
-        now.live.iter().filter_map(Weak::upgrade).collect()
+        lock(&self.now).live.iter().filter_map(|live| live.answers.upgrade()).collect()
     }
 
-    fn answers(&self, connection: &str, backing: Backing) -> std::io::Result<Arc<Answers>> {
-        let directory = self.cache.store().view().mount_directory();
-        let table = directory.join(connection);
-        // What earlier connections remembered is of no use to anybody.
-        for other in std::fs::read_dir(&directory)?.flatten() {
-            if other.path() != table {
-                let _ = std::fs::remove_file(other.path());
+    /// Those that keepers made, this one's and those of keepers before.
+    fn kept(&self) -> Vec<(Arc<Answers>, Arc<FuseConnection>)> {
+        lock(&self.now).live.iter().filter_map(|live| live.answers.upgrade().zip(live.fuse.clone())).collect()
+    }
+
+    fn answers(&self, table: &str, backing: Backing) -> std::io::Result<Arc<Answers>> {
+        let opens = Opens::open(&self.cache.store().view().mount_directory().join(table))?;
+        let (cache, counts, runtime) = (Arc::clone(&self.cache), Arc::clone(&self.counts), self.runtime.clone());
+        Ok(Arc::new(Answers::new(cache, opens, backing, counts, runtime, self.patience)))
+    }
+
+    /// All mounts that there are have their answers now: so what is open is known, and what others
+    /// remembered is of no use to anybody.
+    fn know_opens(&self, tables: &[String]) -> std::io::Result<()> {
+        for table in std::fs::read_dir(self.cache.store().view().mount_directory())?.flatten() {
+            if !tables.iter().any(|known| table.file_name() == known.as_str()) {
+                let _ = std::fs::remove_file(table.path());
             }
         }
-        let (cache, counts, runtime) = (Arc::clone(&self.cache), Arc::clone(&self.counts), self.runtime.clone());
-        let answers = Answers::new(cache, Opens::open(&table)?, backing, counts, runtime, self.patience);
-        // What is open is known now; until here it was what might be.
         let supposed = std::mem::take(&mut *lock(&self.supposed));
         supposed.iter().for_each(|part| self.cache.residency().book().closed(part));
-        Ok(Arc::new(answers))
+        Ok(())
     }
 
-    /// What the last connection had open, which may be the next one: nothing of it may go before
-    /// that is known.
+    /// What earlier mounts had open, which may be there still: nothing of it may go before that is
+    /// known.
     fn suppose_open(&self) -> std::io::Result<()> {
         for table in std::fs::read_dir(self.cache.store().view().mount_directory())?.flatten() {
             let parts = Opens::open(&table.path())?.all();
@@ -161,40 +179,43 @@ impl Mounts {
         Ok(())
     }
 
-    /// Serves a session in the background.
+    /// Serves a session in the background: of the mount at `directory`, or of one that is not where
+    /// anybody new could find it.
     fn serve(
         self: &Arc<Self>,
         session: Session<Mounted>,
         answers: &Arc<Answers>,
-        directory: &Path,
-        epoch: Option<u64>,
+        fuse: Option<Arc<FuseConnection>>,
+        directory: Option<&Path>,
     ) -> std::io::Result<()> {
         let _ = answers.notifier.set(session.notifier());
         {
             let mut now = lock(&self.now);
-            now.live.push(Arc::downgrade(answers));
-            now.current = Some(Arc::clone(answers));
-            now.directory = Some(directory.to_owned());
-            now.epoch = epoch;
+            let epoch = fuse.as_ref().map(|fuse| fuse.epoch);
+            now.live.push(Live { answers: Arc::downgrade(answers), fuse });
+            if let Some(directory) = directory {
+                now.current = Some(Arc::clone(answers));
+                now.directory = Some(directory.to_owned());
+                now.epoch = epoch;
+            }
         }
-        self.cache.set_mount(directory.to_owned());
-        self.count.send_modify(|count| *count += 1);
-        let mounts = Arc::clone(self);
-        let of = Arc::downgrade(answers);
+        if let Some(directory) = directory {
+            self.cache.set_mount(directory.to_owned());
+            self.count.send_modify(|count| *count += 1);
+        }
+        let (mounts, answers) = (Arc::clone(self), Arc::clone(answers));
         std::thread::Builder::new().name("mount".into()).spawn(move || {
             if let Err(error) = session.run() {
                 tracing::warn!(%error, "the mount ended with an error");
             }
             // The connection is gone, and with it every open: nobody will say so one by one.
-            if let Some(answers) = of.upgrade() {
-                answers.forget_opens();
-            }
+            answers.forget_opens();
             let mut now = lock(&mounts.now);
-            if now.current.as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(current), of.as_ptr())) {
+            now.live.retain(|live| !std::ptr::eq(live.answers.as_ptr(), Arc::as_ptr(&answers)));
+            if now.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &answers)) {
                 (now.current, now.directory, now.epoch) = (None, None, None);
             }
         })?;
-        answers.drop_stale_ids();
         Ok(())
     }
 
@@ -203,11 +224,13 @@ impl Mounts {
     /// # Errors
     /// The kernel's, or fusermount3's.
     pub fn mount(self: &Arc<Self>, directory: &Path) -> std::io::Result<Unmount> {
-        let answers = self.answers("own", Backing::own())?;
+        const TABLE: &str = "own";
+        let answers = self.answers(TABLE, Backing::own())?;
+        self.know_opens(&[TABLE.to_owned()])?;
         // Nobody can have anything open from an earlier life: that mount is gone.
         answers.forget_opens();
         let session = session::own(Mounted(Arc::clone(&answers)), directory)?;
-        self.serve(session, &answers, directory, None)?;
+        self.serve(session, &answers, None, Some(directory))?;
         lock(&self.now).own = true;
         tracing::info!(directory = %directory.display(), "mounted");
         Ok(Unmount(directory.to_owned()))
@@ -221,7 +244,7 @@ impl Mounts {
             match Keeper::connect(socket, KEEPER_PATIENCE) {
                 Ok((keeper, hello)) => {
                     told = false;
-                    if let Err(error) = self.resume(&Arc::new(keeper), &hello) {
+                    if let Err(error) = self.resume(&Arc::new(keeper), hello) {
                         tracing::error!(%error, "the keeper's mount cannot be served");
                     }
                 }
@@ -235,32 +258,80 @@ impl Mounts {
         }
     }
 
-    fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, hello: &Hello) -> std::io::Result<()> {
-        let known = {
-            let now = lock(&self.now);
-            now.current.clone().filter(|_| now.epoch == Some(hello.epoch))
-        };
-        let answers = if let Some(answers) = known {
-            // It is the mount that is served already: only the connection to the keeper was lost.
-            // A second session beside the first would count every open again.
-            answers.backing.follow(Arc::clone(keeper));
-            answers.drop_stale_ids();
-            answers
-        } else {
-            let answers = self.answers(&format!("{:016x}", hello.epoch), Backing::kept(Arc::clone(keeper)))?;
-            let session = session::resume(Mounted(Arc::clone(&answers)), hello)?;
-            self.serve(session, &answers, &hello.mount, Some(hello.epoch))?;
-            answers
-        };
+    fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, hello: Hello) -> std::io::Result<()> {
+        let Hello { mount, fuse, keeper_version, .. } = hello;
+        let epoch = fuse.epoch;
+        self.hand_over(keeper, epoch);
+        self.take_up(keeper, fuse, &mount)?;
         *lock(&self.keeper) = Some(Arc::clone(keeper));
-        tracing::info!(directory = %hello.mount.display(), keeper = hello.keeper_version, "serving the keeper's mount");
-        let is_served = || lock(&self.now).current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &answers));
+        tracing::info!(directory = %mount.display(), keeper = keeper_version, "serving the keeper's mount");
+        let is_served = || lock(&self.now).epoch == Some(epoch);
         // Without its keeper the mount works on for those who have it; the next keeper makes another.
         while is_served() && !keeper.closed() {
             std::thread::sleep(KEEPER_INTERVAL);
         }
         *lock(&self.keeper) = None;
         tracing::warn!("the keeper is gone: files that are open stay readable, a new keeper brings a new mount");
+        Ok(())
+    }
+
+    /// What is served already goes on with this keeper, which keeps the mounts of keepers before, too.
+    fn hand_over(&self, keeper: &Arc<Keeper>, epoch: u64) {
+        for (answers, fuse) in self.kept() {
+            let is_before = fuse.epoch != epoch;
+            let kept = if is_before { keeper.adopt(&fuse).map(drop) } else { Ok(()) };
+            match kept.and_then(|()| answers.backing.follow(keeper, is_before)) {
+                Ok(()) => answers.drop_stale_ids(),
+                // Nobody has it any more.
+                Err(error) if client::errno(&error) == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a mount that pods have from a keeper before ends with this daemon: restart those containers first");
+                }
+            }
+        }
+    }
+
+    /// Serves what this process does not serve yet: the keeper's mount, at `directory`, and those of
+    /// keepers before that pods still have.
+    fn take_up(
+        self: &Arc<Self>,
+        keeper: &Arc<Keeper>,
+        current: FuseConnection,
+        directory: &Path,
+    ) -> std::io::Result<()> {
+        let epoch = current.epoch;
+        let mut all = vec![current];
+        let mut last = None;
+        while let Some(before) = keeper.adopted(last)? {
+            last = Some(before.epoch);
+            all.push(before);
+        }
+        let served = self.kept();
+        let tables: Vec<String> =
+            all.iter().chain(served.iter().map(|(_, fuse)| &**fuse)).map(|fuse| table_of(fuse.epoch)).collect();
+        // A second session beside one that runs would count every open again.
+        all.retain(|fuse| !served.iter().any(|(_, served)| served.epoch == fuse.epoch));
+        let mut begun = Vec::new();
+        for fuse in all {
+            let backing = Backing::kept(fuse.epoch, Arc::clone(keeper));
+            begun.push((self.answers(&table_of(fuse.epoch), backing)?, Arc::new(fuse)));
+        }
+        self.know_opens(&tables)?;
+        for (answers, fuse) in begun {
+            let directory = (fuse.epoch == epoch).then_some(directory);
+            answers.drop_stale_ids();
+            answers.recall_opens();
+            let session = session::resume(Mounted(Arc::clone(&answers)), &fuse);
+            match session.and_then(|session| self.serve(session, &answers, Some(fuse), directory)) {
+                Ok(()) if directory.is_none() => tracing::info!("serving a mount that pods have from a keeper before"),
+                Ok(()) => {}
+                Err(error) if directory.is_none() => {
+                    answers.forget_opens();
+                    tracing::warn!(%error, "a mount that pods have from a keeper before is not served");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use fuser::{Config, MountOption, Session, SessionACL};
-use larder_keeper::{Hello, RESEND, init_request};
+use larder_keeper::{FuseConnection, RESEND, init_request};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::filesystem::{Mounted, READ_LEN_MAX};
@@ -60,14 +60,14 @@ pub fn own(mounted: Mounted, directory: &Path) -> io::Result<Session<Mounted>> {
 ///
 /// # Errors
 /// The kernel's.
-pub fn resume(mounted: Mounted, hello: &Hello) -> io::Result<Session<Mounted>> {
+pub fn resume(mounted: Mounted, fuse: &FuseConnection) -> io::Result<Session<Mounted>> {
     // fuser insists on the handshake, which the keeper has done: it is played here once more.
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    rustix::io::write(&ours, &init_request(hello))?;
+    rustix::io::write(&ours, &init_request(&fuse.agreed))?;
     let session = Session::from_fd(mounted, theirs, SessionACL::All, config(SessionACL::All))?;
-    replace(&session, &hello.device)?;
-    rustix::io::write(&hello.device, &RESEND)?;
+    replace(&session, &fuse.device)?;
+    rustix::io::write(&fuse.device, &RESEND)?;
     Ok(session)
 }
 

@@ -8,12 +8,10 @@ use std::ops::Bound;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use larder_keeper::fuse::PASSTHROUGH;
 use larder_keeper::protocol::{KEYS_PER_ANSWER, Refusal};
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, statx};
 use rustix::io::Errno;
 
-use crate::mount::Mount;
 use crate::sys;
 
 /// Each pins an open file in the kernel, where no limit on descriptors counts it.
@@ -25,17 +23,12 @@ pub struct Backing(Mutex<BTreeMap<u64, u32>>);
 
 impl Backing {
     /// The id of a key, of `file` if it has none yet.
-    pub fn back(&self, mount: &Mount, key: u64, file: &OwnedFd) -> Result<u32, Refusal> {
-        if mount.agreed.flags & PASSTHROUGH == 0 {
-            return Err(Refusal::new(Errno::OPNOTSUPP, "this kernel has no passthrough: Linux 6.9 is needed"));
-        }
+    pub fn back(&self, device: &OwnedFd, key: u64, file: &OwnedFd) -> Result<u32, Refusal> {
         let mut ids = self.ids();
         if let Some(id) = ids.get(&key) {
             return Ok(*id);
         }
-        if ids.len() >= KEYS_MAX {
-            return Err(Refusal::new(Errno::NOSPC, format!("there are {KEYS_MAX} backing files already")));
-        }
+        has_room(&ids)?;
         let refuse = |errno| Refusal::kernel(errno, format_args!("register the backing file of {key}"));
         // Without a word to the file's own file system, which might never answer.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
@@ -47,16 +40,16 @@ impl Backing {
         {
             return Err(Refusal::new(Errno::INVAL, "a backing file is a regular file, opened for reading only"));
         }
-        let id = sys::backing_open(&mount.device, file.as_fd()).map_err(refuse)?;
+        let id = sys::backing_open(device, file.as_fd()).map_err(refuse)?;
         ids.insert(key, id);
         Ok(id)
     }
 
     /// Forgets a key. Says whether it was known.
-    pub fn unback(&self, mount: &Mount, key: u64) -> Result<bool, Refusal> {
+    pub fn unback(&self, device: &OwnedFd, key: u64) -> Result<bool, Refusal> {
         let mut ids = self.ids();
         let Some(id) = ids.get(&key) else { return Ok(false) };
-        match sys::backing_close(&mount.device, *id) {
+        match sys::backing_close(device, *id) {
             // The daemon, who has the same descriptor, may have been root and closed it itself.
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(Refusal::kernel(errno, format_args!("close the backing file of {key}"))),
@@ -65,13 +58,31 @@ impl Backing {
         Ok(true)
     }
 
-    /// Keys above `after`, ascending, as many as fit an answer.
+    /// Takes the daemon's word for the id of a key, unless it has one.
+    pub fn remember(&self, key: u64, id: u32) -> Result<(), Refusal> {
+        let mut ids = self.ids();
+        if !ids.contains_key(&key) {
+            has_room(&ids)?;
+            ids.insert(key, id);
+        }
+        Ok(())
+    }
+
+    /// Keys above `after`, ascending, each followed by its id, as many as fit an answer.
     pub fn keys(&self, after: Option<u64>) -> Vec<String> {
         let above = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        self.ids().range(above).map(|(key, _)| key.to_string()).take(KEYS_PER_ANSWER).collect()
+        let ids = self.ids();
+        ids.range(above).take(KEYS_PER_ANSWER).flat_map(|(key, id)| [key.to_string(), id.to_string()]).collect()
     }
 
     fn ids(&self) -> MutexGuard<'_, BTreeMap<u64, u32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn has_room(ids: &BTreeMap<u64, u32>) -> Result<(), Refusal> {
+    if ids.len() < KEYS_MAX {
+        return Ok(());
+    }
+    Err(Refusal::new(Errno::NOSPC, format!("there are {KEYS_MAX} backing files already")))
 }

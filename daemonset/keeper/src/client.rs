@@ -35,6 +35,13 @@ pub struct Hello {
     pub keeper_version: String,
     /// Where the file system is mounted, as the keeper sees it.
     pub mount: PathBuf,
+    /// The kernel's end of that mount.
+    pub fuse: FuseConnection,
+}
+
+/// Where the kernel asks about one mount, however many places it is at.
+#[derive(Debug)]
+pub struct FuseConnection {
     /// Another one for every mount: what a daemon remembers of backing ids and open files is
     /// worth something only under the same one.
     pub epoch: u64,
@@ -79,14 +86,16 @@ impl Keeper {
         Ok((Self { socket, turn: Mutex::new(()) }, hello))
     }
 
-    /// The backing id of a key: of `file`, a regular file opened for reading only, or of the one
-    /// that the key was given for earlier.
+    /// The backing id of a key on the connection `epoch`: of `file`, a regular file opened for
+    /// reading only, or of the one that the key was given for earlier.
     ///
     /// # Errors
     /// A [`Refusal`] with the kernel's `errno` (`EOPNOTSUPP` without passthrough, `ELOOP` for a
-    /// file on an overlay) or `ENOSPC` for too many keys; or the connection is lost.
-    pub fn back(&self, key: u64, file: impl AsFd) -> io::Result<u32> {
-        let packet = self.ask(&[b"back", key.to_string().as_bytes()], Some(file.as_fd()))?;
+    /// file on an overlay), `ENOSPC` for too many keys or `ENOTCONN` for an unknown epoch; or the
+    /// keeper is lost.
+    pub fn back(&self, epoch: u64, key: u64, file: impl AsFd) -> io::Result<u32> {
+        let [epoch, key] = [epoch, key].map(|number| number.to_string());
+        let packet = self.ask(&[b"back", epoch.as_bytes(), key.as_bytes()], Some(file.as_fd()))?;
         single(&packet).and_then(number).ok_or_else(not_an_answer)
     }
 
@@ -95,19 +104,61 @@ impl Keeper {
     ///
     /// # Errors
     /// As for [`Keeper::back`].
-    pub fn unback(&self, key: u64) -> io::Result<bool> {
-        flag(&self.ask(&[b"unback", key.to_string().as_bytes()], None)?)
+    pub fn unback(&self, epoch: u64, key: u64) -> io::Result<bool> {
+        let [epoch, key] = [epoch, key].map(|number| number.to_string());
+        flag(&self.ask(&[b"unback", epoch.as_bytes(), key.as_bytes()], None)?)
     }
 
-    /// Keys in ascending order, those above `after`, at most [`protocol::KEYS_PER_ANSWER`]; none
-    /// at the end.
+    /// Keys in ascending order, those above `after`, with their ids, at most
+    /// [`protocol::KEYS_PER_ANSWER`]; none at the end.
     ///
     /// # Errors
-    /// The connection is lost.
-    pub fn keys(&self, after: Option<u64>) -> io::Result<Vec<u64>> {
+    /// A [`Refusal`] for an unknown epoch, or the keeper is lost.
+    pub fn keys(&self, epoch: u64, after: Option<u64>) -> io::Result<Vec<(u64, u32)>> {
+        let (epoch, after) = (epoch.to_string(), after.map(|after| after.to_string()).unwrap_or_default());
+        let packet = self.ask(&[b"keys", epoch.as_bytes(), after.as_bytes()], None)?;
+        let fields: Vec<&[u8]> = fields(&packet).collect();
+        let (pairs, []) = fields.as_chunks::<2>() else { return Err(not_an_answer()) };
+        pairs.iter().map(|[key, id]| number(key).zip(number(id)).ok_or_else(not_an_answer)).collect()
+    }
+
+    /// Has the keeper keep the connection of a mount that a keeper before made, so that it too
+    /// outlives this daemon. Says whether that is news.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: it is no such connection (`EINVAL`), nobody has that mount any more
+    /// (`ENOTCONN`), or there are too many (`ENOSPC`).
+    pub fn adopt(&self, fuse: &FuseConnection) -> io::Result<bool> {
+        let (epoch, terms) = (fuse.epoch.to_string(), fuse.agreed.fields());
+        let mut request: Vec<&[u8]> = vec![b"adopt", epoch.as_bytes()];
+        request.extend(terms.iter().map(String::as_bytes));
+        flag(&self.ask(&request, Some(fuse.device.as_fd()))?)
+    }
+
+    /// The adopted connection with the lowest epoch above `after`.
+    ///
+    /// # Errors
+    /// The keeper is lost.
+    pub fn adopted(&self, after: Option<u64>) -> io::Result<Option<FuseConnection>> {
         let after = after.map(|after| after.to_string()).unwrap_or_default();
-        let packet = self.ask(&[b"keys", after.as_bytes()], None)?;
-        fields(&packet).map(|field| number(field).ok_or_else(not_an_answer)).collect()
+        let mut packet = self.ask(&[b"adopted", after.as_bytes()], None)?;
+        let device = packet.descriptors.pop();
+        let fields: Vec<&[u8]> = fields(&packet).collect();
+        match device {
+            None if fields.is_empty() => Ok(None),
+            None => Err(not_an_answer()),
+            Some(device) => fuse(&fields, device).map(Some).ok_or_else(not_an_answer),
+        }
+    }
+
+    /// Tells the keeper which id a key has on an adopted connection: the kernel takes no other one
+    /// for a file that is open.
+    ///
+    /// # Errors
+    /// As for [`Keeper::back`].
+    pub fn remember(&self, epoch: u64, key: u64, id: u32) -> io::Result<()> {
+        let [epoch, key] = [epoch, key].map(|number| number.to_string());
+        self.ask(&[b"remember", epoch.as_bytes(), key.as_bytes(), id.to_string().as_bytes()], None).map(drop)
     }
 
     /// Whether the keeper is gone or has another daemon now. Either way this one must stop
@@ -288,24 +339,18 @@ fn flag(packet: &Packet) -> io::Result<bool> {
 fn hello(packet: &mut Packet) -> Option<Hello> {
     let device = packet.descriptors.pop()?;
     let fields: Vec<&[u8]> = fields(packet).collect();
-    let [version, keeper_version, mount, epoch, abi_major, abi_minor, flags, max_readahead, max_write] = fields[..]
-    else {
-        return None;
-    };
+    let [version, keeper_version, mount, fuse_fields @ ..] = &fields[..] else { return None };
     Some(Hello {
         version: number(version)?,
         keeper_version: String::from_utf8(keeper_version.to_vec()).ok()?,
         mount: path(mount).to_owned(),
-        epoch: number(epoch)?,
-        agreed: Agreed {
-            abi_major: number(abi_major)?,
-            abi_minor: number(abi_minor)?,
-            flags: u64::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?,
-            max_readahead: number(max_readahead)?,
-            max_write: number(max_write)?,
-        },
-        device,
+        fuse: fuse(fuse_fields, device)?,
     })
+}
+
+fn fuse(fields: &[&[u8]], device: OwnedFd) -> Option<FuseConnection> {
+    let (epoch, terms) = fields.split_first()?;
+    Some(FuseConnection { epoch: number(epoch)?, agreed: Agreed::parse(terms)?, device })
 }
 
 fn lost(errno: Errno) -> io::Error {

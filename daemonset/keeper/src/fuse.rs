@@ -3,7 +3,7 @@
 //!
 //! Layouts and numbers are those of linux/fuse.h, ABI 7.45; integers are in the machine's order.
 
-use crate::client::Hello;
+use crate::protocol::number;
 
 const OPCODE_INIT: u32 = 26;
 /// `sizeof(struct fuse_in_header)`.
@@ -76,7 +76,7 @@ pub struct Offer {
     pub flags: u64,
 }
 
-/// What was agreed upon, for as long as the connection lives.
+/// What was agreed upon, for as long as the connection lives: its terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreed {
     /// As offered.
@@ -89,6 +89,33 @@ pub struct Agreed {
     pub max_readahead: u32,
     /// Bytes.
     pub max_write: u32,
+}
+
+impl Agreed {
+    /// As fields of a message.
+    #[must_use]
+    pub fn fields(&self) -> [String; 5] {
+        [
+            self.abi_major.to_string(),
+            self.abi_minor.to_string(),
+            format!("{:x}", self.flags),
+            self.max_readahead.to_string(),
+            self.max_write.to_string(),
+        ]
+    }
+
+    /// From fields of a message. `None` if they are something else.
+    #[must_use]
+    pub fn parse(fields: &[&[u8]]) -> Option<Self> {
+        let [abi_major, abi_minor, flags, max_readahead, max_write] = fields else { return None };
+        Some(Self {
+            abi_major: number(abi_major)?,
+            abi_minor: number(abi_minor)?,
+            flags: u64::from_str_radix(std::str::from_utf8(flags).ok()?, 16).ok()?,
+            max_readahead: number(max_readahead)?,
+            max_write: number(max_write)?,
+        })
+    }
 }
 
 impl Offer {
@@ -156,8 +183,7 @@ impl Offer {
 /// daemon writes this; then the daemon puts the real descriptor in the place of the socket
 /// (`dup3`). The answer on the other end is of no use to anyone.
 #[must_use]
-pub fn init_request(hello: &Hello) -> [u8; IN_HEADER_LEN + INIT_IN_LEN] {
-    let agreed = &hello.agreed;
+pub fn init_request(agreed: &Agreed) -> [u8; IN_HEADER_LEN + INIT_IN_LEN] {
     let mut request = [0; IN_HEADER_LEN + INIT_IN_LEN];
     request[8..16].copy_from_slice(&1u64.to_ne_bytes());
     let words = [

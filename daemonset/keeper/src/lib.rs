@@ -11,8 +11,8 @@
 //!
 //! # fn main() -> std::io::Result<()> {
 //! let (keeper, hello) = Keeper::connect(protocol::SOCKET, Duration::from_secs(30))?;
-//! let id = keeper.back(1, std::fs::File::open("/var/lib/larder/blob")?)?;
-//! let request = init_request(&hello); // for a FUSE library that insists on its handshake
+//! let id = keeper.back(hello.fuse.epoch, 1, std::fs::File::open("/var/lib/larder/blob")?)?;
+//! let request = init_request(&hello.fuse.agreed); // for a FUSE library that insists on its handshake
 //! # Ok(())
 //! # }
 //! ```
@@ -24,6 +24,6 @@ pub mod client;
 pub mod fuse;
 pub mod protocol;
 
-pub use client::{Errands, Hello, Keeper};
+pub use client::{Errands, FuseConnection, Hello, Keeper};
 pub use fuse::{RESEND, init_request};
 pub use protocol::Refusal;

@@ -5,6 +5,7 @@
 mod args;
 mod backing;
 mod bind;
+mod connection;
 mod models;
 mod mount;
 mod mountinfo;

@@ -9,13 +9,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use larder_keeper::fuse::{Agreed, Offer, PASSTHROUGH};
+use larder_keeper::fuse::{Offer, PASSTHROUGH};
 use larder_keeper::protocol::Refusal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
+use crate::connection::Connection;
 use crate::mountinfo::{self, TYPE};
 use crate::place::WALK;
 use crate::say;
@@ -33,26 +34,12 @@ const READ_AHEAD_KIB: &str = "1024";
 /// A mounted file system.
 #[derive(Debug)]
 pub struct Mount {
-    /// `/dev/fuse`, connected. No second descriptor of it is made in this process, or a thread
-    /// could be left with one (`sys::keep_only`).
-    pub device: Arc<OwnedFd>,
+    /// Where the kernel asks about it.
+    pub fuse: Arc<Connection>,
     /// Its root, opened without asking anyone.
     pub root: OwnedFd,
     /// As in the third column of mountinfo.
     pub device_number: String,
-    /// As negotiated.
-    pub agreed: Agreed,
-    /// No other mount has it.
-    pub epoch: u64,
-}
-
-impl Mount {
-    /// Whether somebody ended the connection (`umount -f`, fusectl). Asked when a daemon comes: it
-    /// cannot serve, and to wait for the event would wake this process at every request.
-    pub fn is_aborted(&self) -> bool {
-        let mut polled = [PollFd::new(&self.device, PollFlags::empty())];
-        matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1)) && polled[0].revents().contains(PollFlags::ERR)
-    }
 }
 
 /// Detaches whatever is mounted at a directory. What is open stays open.
@@ -117,7 +104,8 @@ fn finish(device: OwnedFd, directory: &Path) -> Result<Mount, Refusal> {
     }
     // The seeds of std's hash tables come from getrandom(2), and change with each table.
     let epoch = RandomState::new().hash_one(directory);
-    Ok(Mount { device: Arc::new(device), root, device_number: entry.device_number, agreed, epoch })
+    let fuse = Arc::new(Connection::new(epoch, agreed, device));
+    Ok(Mount { fuse, root, device_number: entry.device_number })
 }
 
 fn handshake(device: &OwnedFd) -> Result<Offer, Refusal> {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
+use larder_keeper::fuse::Agreed;
 use larder_keeper::protocol::{self, Packet, Refusal, join, number, path};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -20,7 +21,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use crate::args::Settings;
-use crate::backing::Backing;
+use crate::connection::{Adopted, Connection};
 use crate::mount::Mount;
 use crate::socket::Kept;
 use crate::{EXIT_KERNEL, bind, place, say, sys};
@@ -40,7 +41,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Desk {
     settings: Settings,
     mount: Mount,
-    backing: Backing,
+    adopted: Adopted,
     sockets: Kept,
     /// The daemon's connection.
     daemon: Mutex<Option<Arc<OwnedFd>>>,
@@ -75,11 +76,11 @@ fn ok(fields: &[&[u8]]) -> Answer {
 impl Desk {
     /// For the life of the process: threads that wait in a bind may outlive everything else.
     pub fn open(settings: Settings, mount: Mount) -> &'static Self {
-        let (daemon, backing, sockets) = (Mutex::default(), Backing::default(), Kept::default());
+        let (daemon, adopted, sockets) = (Mutex::default(), Adopted::default(), Kept::default());
         Box::leak(Box::new(Self {
             settings,
             mount,
-            backing,
+            adopted,
             sockets,
             daemon,
             connections: AtomicUsize::new(0),
@@ -163,27 +164,45 @@ impl Desk {
     /// Every verb there is.
     fn answer(&'static self, connection: &Arc<OwnedFd>, uid: u32, packet: Packet) -> Result<Answer, Refusal> {
         let malformed = || Refusal::new(Errno::PROTO, format!("user {uid} sent something that is no request"));
-        let key = |field| number::<u64>(field).ok_or_else(malformed);
+        let key = |field: &[u8]| number::<u64>(field).ok_or_else(malformed);
+        let above = |field: &[u8]| if field.is_empty() { Ok(None) } else { key(field).map(Some) };
         let Packet { bytes, mut descriptors, is_cut } = packet;
         let fields: Vec<&[u8]> = bytes.split(|byte| *byte == 0).collect();
-        if is_cut || descriptors.len() != usize::from(fields[0] == b"back") {
+        if is_cut || descriptors.len() != usize::from(matches!(fields[0], b"back" | b"adopt")) {
             return Err(malformed());
         }
+        let is_daemon = || {
+            let refusal =
+                || Refusal::new(Errno::PERM, format!("user {uid} has not said hello, or another one has since"));
+            if self.is_daemon(connection) { Ok(()) } else { Err(refusal()) }
+        };
+        let fuse = |of: &[u8]| key(of).and_then(|epoch| is_daemon().and_then(|()| self.fuse(epoch)));
         let Settings { bind_below, listen_below, .. } = &self.settings;
         match (fields[..].as_ref(), descriptors.pop()) {
             ([b"hello", version], _) => self.hello(connection, uid, number(version).ok_or_else(malformed)?),
-            ([b"back" | b"unback" | b"keys", _], _) if !self.is_daemon(connection) => {
-                Err(Refusal::new(Errno::PERM, format!("user {uid} has not said hello, or another one has since")))
-            }
-            ([b"back", of], Some(file)) => {
-                let id = self.backing.back(&self.mount, key(of)?, &file)?;
+            ([b"back", of, name], Some(file)) => {
+                let id = fuse(of)?.back(key(name)?, &file)?;
                 Ok(ok(&[id.to_string().as_bytes()]))
             }
-            ([b"unback", of], _) => self.backing.unback(&self.mount, key(of)?).map(flag),
-            ([b"keys", after], _) => {
-                let after = if after.is_empty() { None } else { Some(key(after)?) };
-                let keys = self.backing.keys(after);
-                Ok(ok(&keys.iter().map(String::as_bytes).collect::<Vec<_>>()))
+            ([b"unback", of, name], _) => fuse(of)?.unback(key(name)?).map(flag),
+            ([b"keys", of, after], _) => Ok(texts(&fuse(of)?.backing().keys(above(after)?))),
+            ([b"adopt", of, terms @ ..], Some(device)) => {
+                let (epoch, agreed) = (key(of)?, Agreed::parse(terms).ok_or_else(malformed)?);
+                is_daemon()?;
+                self.adopt(epoch, agreed, device).map(flag)
+            }
+            ([b"adopted", after], _) => {
+                let after = above(after)?;
+                is_daemon()?;
+                Ok(self
+                    .adopted
+                    .next(after)
+                    .map_or_else(|| ok(&[]), |fuse| (texts(&fuse.fields()).0, Some(Arc::clone(&fuse.device)))))
+            }
+            ([b"remember", of, name, id], _) => {
+                let id = number(id).ok_or_else(malformed)?;
+                fuse(of)?.backing().remember(key(name)?, id)?;
+                Ok(ok(&[]))
             }
             ([b"bind", source, target], _) => {
                 let (source, target) = (path(source), path(target));
@@ -222,7 +241,7 @@ impl Desk {
             let sentence = format!("user {uid} speaks protocol {version}, this keeper {}", protocol::VERSION);
             return Err(Refusal::new(Errno::PROTONOSUPPORT, sentence));
         }
-        if self.mount.is_aborted() {
+        if self.mount.fuse.is_aborted() {
             say("the FUSE connection was aborted: ends here, so that the next keeper mounts again");
             std::process::exit(EXIT_KERNEL.into());
         }
@@ -232,19 +251,29 @@ impl Desk {
             let _ = shutdown(&before, Shutdown::Both);
         }
         say(&format!("the daemon is here: user {uid}"));
-        let Mount { epoch, agreed, device, .. } = &self.mount;
-        let (message, _) = ok(&[
-            protocol::VERSION.to_string().as_bytes(),
-            env!("CARGO_PKG_VERSION").as_bytes(),
-            self.settings.mount.as_os_str().as_bytes(),
-            epoch.to_string().as_bytes(),
-            agreed.abi_major.to_string().as_bytes(),
-            agreed.abi_minor.to_string().as_bytes(),
-            format!("{:x}", agreed.flags).as_bytes(),
-            agreed.max_readahead.to_string().as_bytes(),
-            agreed.max_write.to_string().as_bytes(),
-        ]);
-        Ok((message, Some(Arc::clone(device))))
+        let (version, fuse) = (protocol::VERSION.to_string(), self.mount.fuse.fields());
+        let package = env!("CARGO_PKG_VERSION").as_bytes();
+        let mut said = vec![version.as_bytes(), package, self.settings.mount.as_os_str().as_bytes()];
+        said.extend(fuse.iter().map(String::as_bytes));
+        Ok((ok(&said).0, Some(Arc::clone(&self.mount.fuse.device))))
+    }
+
+    /// The connection with this epoch: of the mount, or adopted.
+    fn fuse(&self, epoch: u64) -> Result<Arc<Connection>, Refusal> {
+        let own = &self.mount.fuse;
+        let found = if own.epoch == epoch { Some(Arc::clone(own)) } else { self.adopted.with(epoch) };
+        found.ok_or_else(|| Refusal::new(Errno::NOTCONN, format!("there is no connection {epoch}")))
+    }
+
+    fn adopt(&self, epoch: u64, agreed: Agreed, device: OwnedFd) -> Result<bool, Refusal> {
+        if epoch == self.mount.fuse.epoch {
+            return Ok(false);
+        }
+        let is_news = self.adopted.take(Connection::handed_over(epoch, agreed, device)?)?;
+        if is_news {
+            say(&format!("keeps a mount of a keeper before, connection {epoch}"));
+        }
+        Ok(is_news)
     }
 
     fn is_daemon(&self, connection: &Arc<OwnedFd>) -> bool {
@@ -268,6 +297,10 @@ impl Desk {
             _ => Err(Refusal::new(Errno::AGAIN, "the thread of a bind did not start or did not end well")),
         }
     }
+}
+
+fn texts(fields: &[String]) -> Answer {
+    ok(&fields.iter().map(String::as_bytes).collect::<Vec<_>>())
 }
 
 fn flag(is_so: bool) -> Answer {

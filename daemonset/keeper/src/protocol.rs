@@ -3,16 +3,22 @@
 //!
 //! | request | answer | |
 //! | --- | --- | --- |
-//! | `hello` version | version, package version, mount, epoch, ABI major, ABI minor, flags (hexadecimal), `max_readahead`, `max_write`; and `/dev/fuse` | this connection is the daemon's from now on, instead of any other |
-//! | `back` key; and a file | id | registers the file, unless the key has one already |
-//! | `unback` key | `1`, or `0` for an unknown key | forgets it |
-//! | `keys` key, or nothing | keys above it, ascending, some at a time | |
+//! | `hello` version | version, package version, mount, epoch and terms; and `/dev/fuse` | this connection is the daemon's from now on, instead of any other |
+//! | `back` epoch key; and a file | id | registers the file, unless the key has one already |
+//! | `unback` epoch key | `1`, or `0` for an unknown key | forgets it |
+//! | `keys` epoch key, or nothing for the key | keys above it, ascending, and the id of each, some at a time | |
+//! | `adopt` epoch terms; and `/dev/fuse` | `1`, or `0` if it was there | keeps what a keeper before had |
+//! | `adopted` epoch, or nothing | epoch and terms of the one above it, or nothing; and `/dev/fuse` | |
+//! | `remember` epoch key id | | the id that a keeper before gave a key |
 //! | `bind` source target | | mounts a directory of the file system somewhere else |
 //! | `publish` name target | | mounts a directory of the store of complete models somewhere else |
 //! | `there` path | `1` or `0` | whether it is a directory |
 //! | `unbind` target | `1`, or `0` if nothing was there | takes that back, and removes the directory |
 //! | `listen` path | ; and a socket | makes a listening stream socket, unless it is there |
 //! | `unlisten` path | | forgets it and removes its name |
+//!
+//! An epoch is the number of a FUSE connection; terms are what was agreed with the kernel about it:
+//! ABI major, ABI minor, flags (hexadecimal), `max_readahead`, `max_write`.
 //!
 //! An answer begins with `ok`, or it is `error`, an errno and a sentence. Fields are bytes, since
 //! paths are; none holds a NUL, so neither side escapes anything. Every request has a fixed number
@@ -41,8 +47,8 @@ pub const SOCKET: &str = "/run/larder-keeper/keeper.sock";
 /// Bytes of a message: two paths of 4,095 bytes, the longest that Linux takes, do not fit, and
 /// no path of kubelet comes near.
 pub const MESSAGE_LEN_MAX: usize = 8 * 1024;
-/// Keys in one answer to `keys`: 256 numbers of 20 digits fit a message.
-pub const KEYS_PER_ANSWER: usize = 256;
+/// Keys in one answer to `keys`: 240 numbers of 20 digits, and as many of 10, fit a message.
+pub const KEYS_PER_ANSWER: usize = 240;
 
 /// Puts fields into a message.
 #[must_use]

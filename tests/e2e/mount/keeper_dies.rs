@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use larder_keeper::Keeper;
@@ -32,11 +32,6 @@ fn what_is_open_outlives_the_keeper_and_the_next_one_brings_a_new_mount() {
     let shard = "model-00001-of-00002.safetensors";
     let arriving = lazily(&kept.node).join("model.safetensors");
     let (passed, served) = (File::open(directory.join(shard)).expect("a file"), File::open(&arriving).expect("a file"));
-    let assert_range = |file: &File, right: &[u8], from: usize, to: usize| {
-        let mut bytes = vec![0; to - from];
-        file.read_exact_at(&mut bytes, from as u64).unwrap_or_else(|error| panic!("{from}..{to}: {error}"));
-        assert!(bytes == right[from..to], "{from}..{to} is wrong");
-    };
 
     kept.kill_keeper();
     // Nothing of it was read before.
@@ -67,6 +62,99 @@ fn what_is_open_outlives_the_keeper_and_the_next_one_brings_a_new_mount() {
     kept.node.restart();
     assert_range(&fresh, &whole, 14 << 20, 15 << 20);
     assert!(fs::read(&arriving).expect("the file") == whole);
+}
+
+/// What a pod has: the node's mount at a place of its own, which no later keeper reaches.
+fn of_a_pod(kept: &Kept, directory: &Path) -> PathBuf {
+    let pod = kept.node.path("pod");
+    if !pod.exists() {
+        fs::create_dir(&pod).expect("a directory");
+        rustix::mount::mount_bind(root(&kept.node), &pod).expect("a bind mount");
+    }
+    pod.join(directory.strip_prefix(root(&kept.node)).expect("a directory of the mount"))
+}
+
+fn assert_range(file: &File, right: &[u8], from: usize, to: usize) {
+    let mut bytes = vec![0; to - from];
+    file.read_exact_at(&mut bytes, from as u64).unwrap_or_else(|error| panic!("{from}..{to}: {error}"));
+    assert!(bytes == right[from..to], "{from}..{to} is wrong");
+}
+
+#[test]
+fn a_pod_keeps_its_mount_through_keepers_and_daemons() {
+    const SHARD: &str = "model-00001-of-00002.safetensors";
+    let whole = safetensors("w", 12, 24 << 20);
+    let origin = slow_origin(&whole, 1 << 20);
+    let model = SampleModel::new(4, 2, 4 << 20);
+    upload(origin.bucket(), "n/", &model, Checksums::multipart());
+    let Some(mut kept) = Kept::started(&origin) else { return };
+    let ready = kept.node.ready(&json!({"source": "s3://models/n/"}));
+    let directory = of_a_pod(&kept, Path::new(ready["path"].as_str().expect("a path")));
+    let arriving = of_a_pod(&kept, &lazily(&kept.node)).join("model.safetensors");
+    let passed = File::open(directory.join(SHARD)).expect("a file");
+    let mut served = vec![File::open(&arriving).expect("a file")];
+    for round in 1..=3 {
+        kept.kill_keeper();
+        kept.node.until("the daemon has noticed", |status| status["mount"]["kept"] == false);
+        kept.start_keeper();
+        kept.node.until("the daemon serves the new mount", |status| status["mount"]["kept"] == true);
+        assert_eq!(kept.logs().matches("keeps a mount of a keeper before").count(), round, "those that nobody has end");
+        // Only the new keeper has the pod's mount now.
+        kept.node.restart();
+        kept.node.until("the next daemon serves it", |status| status["mount"]["kept"] == true);
+        assert_range(&passed, &model.files[SHARD], (round - 1) << 20, round << 20);
+        for (number, file) in served.iter().enumerate() {
+            let from = (4 * round + number) << 20;
+            assert_range(file, &whole, from, from + (1 << 20));
+        }
+        assert_reads(&directory, &model);
+        assert_reads(&root(&kept.node).join("sources/s3/models/n@"), &model);
+        served.push(File::open(&arriving).expect("a file that no daemon of now has made"));
+    }
+    assert!(fs::read(&arriving).expect("the file") == whole);
+    assert_eq!(mount_status(&kept.node)["reads_failed"], 0, "{}", kept.logs());
+    let (status, busy) = kept.node.ask_admin("POST", "/v1/remove", Some(&json!({"models": ["s3://models/n/"]})));
+    assert_eq!(status, 409, "open in a mount of three keepers ago: {busy}");
+    // No daemon says goodbye to what is gone.
+    drop((passed, served));
+    rustix::mount::unmount(kept.node.path("pod"), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+    until_removed(&kept.node, "s3://models/n/");
+}
+
+#[test]
+fn files_are_opened_for_the_first_time_while_there_is_no_keeper() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let Some(mut kept) = Kept::started(&origin) else { return };
+    let ready = kept.node.ready(&json!({"source": "s3://models/m/"}));
+    let directory = of_a_pod(&kept, Path::new(ready["path"].as_str().expect("a path")));
+    let [first, second] = ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"];
+    let passed = File::open(directory.join(first)).expect("a file");
+    let status = mount_status(&kept.node);
+    assert_eq!((&status["opens_passed"], &status["opens_cached"]), (&json!(1), &json!(0)), "{status}");
+    kept.kill_keeper();
+    kept.node.until("the daemon has noticed", |status| status["mount"]["kept"] == false);
+    let cached = File::open(directory.join(second)).expect("no keeper is needed");
+    assert_range(&cached, &model.files[second], 0, model.files[second].len());
+    assert_reads(&directory, &model);
+    let status = mount_status(&kept.node);
+    assert_eq!(status["opens_passed"], 2, "what has been passed through stays so: {status}");
+    // The kernel lets no file be both, whoever serves it by now.
+    kept.start_keeper();
+    kept.node.until("the daemon serves the new mount", |status| status["mount"]["kept"] == true);
+    assert_reads(&directory, &model);
+    for _ in 0..2 {
+        kept.node.restart();
+        kept.node.until("the next daemon serves it", |status| status["mount"]["kept"] == true);
+        assert_reads(&directory, &model);
+        assert_range(&cached, &model.files[second], 0, 1 << 16);
+    }
+    drop(cached);
+    kept.node.restart();
+    kept.node.until("the next daemon serves it", |status| status["mount"]["kept"] == true);
+    assert_reads(&directory, &model);
+    let status = mount_status(&kept.node);
+    assert_eq!((&status["opens_cached"], &status["reads_failed"]), (&json!(0), &json!(0)), "{status}");
+    drop(passed);
 }
 
 #[test]

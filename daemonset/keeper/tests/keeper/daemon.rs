@@ -36,6 +36,7 @@ const GATE: &str = "gate";
 
 struct Tree {
     keeper: Keeper,
+    epoch: u64,
     store: PathBuf,
     has_passthrough: bool,
     /// Reads of `slow` and look-ups of `gate` are never answered.
@@ -103,7 +104,7 @@ impl Filesystem for Tree {
         if ino.0 != PASSED || !self.has_passthrough {
             return reply.opened(FileHandle(0), OPENED.union(FopenFlags::FOPEN_KEEP_CACHE));
         }
-        let id = self.file(ino).and_then(|file| self.keeper.back(ino.0, file));
+        let id = self.file(ino).and_then(|file| self.keeper.back(self.epoch, ino.0, file));
         match id {
             Ok(id) => {
                 say(&format!("backed {id}"));
@@ -154,19 +155,20 @@ fn daemon_process() {
     let store = std::env::var_os("LARDER_KEEPER_TEST_STORE").expect("a store").into();
     let parks = std::env::var_os("LARDER_KEEPER_TEST_PARKS").is_some_and(|value| !value.is_empty());
     let (keeper, hello) = Keeper::connect(socket, PATIENCE).expect("a keeper");
+    let fuse = keeper.adopted(None).expect("an answer").unwrap_or(hello.fuse);
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair");
-    rustix::io::write(&ours, &init_request(&hello)).expect("written");
-    let tree = Tree { keeper, store, has_passthrough: false, parks, parked: Mutex::default() };
+    rustix::io::write(&ours, &init_request(&fuse.agreed)).expect("written");
+    let tree = Tree { keeper, epoch: fuse.epoch, store, has_passthrough: false, parks, parked: Mutex::default() };
     let mut config = Config::default();
     config.n_threads = Some(2);
     let session = Session::from_fd(tree, theirs, SessionACL::All, config).expect("a handshake");
     // SAFETY: the session owns the descriptor and outlives this alias, which closes nothing.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(session.as_fd().as_raw_fd()) });
-    dup3(&hello.device, &mut place, DupFlags::CLOEXEC).expect("a duplicate");
+    dup3(&fuse.device, &mut place, DupFlags::CLOEXEC).expect("a duplicate");
     // A kernel without RESEND says EINVAL.
-    let _ = rustix::io::write(&hello.device, &RESEND);
-    say(if hello.agreed.flags & PASSTHROUGH == 0 { "serves plainly" } else { "serves passthrough" });
-    drop(hello);
+    let _ = rustix::io::write(&fuse.device, &RESEND);
+    say(if fuse.agreed.flags & PASSTHROUGH == 0 { "serves plainly" } else { "serves passthrough" });
+    drop(fuse);
     let _ = session.run();
 }

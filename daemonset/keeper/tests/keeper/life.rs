@@ -25,7 +25,7 @@ use crate::scene::{PEER_UID, content, empty_scene, ended, mode, mount_tmpfs, rea
 fn readers_do_not_notice_that_the_daemon_dies() {
     let Some(scene) = scene() else { return };
     let model = scene.mount().join("model");
-    let has_passthrough = scene.connect().1.agreed.flags & PASSTHROUGH != 0;
+    let has_passthrough = scene.connect().1.fuse.agreed.flags & PASSTHROUGH != 0;
     let first = scene.daemon(true);
     let (plain, passed) = (File::open(model.join("plain")).unwrap(), File::open(model.join("passed")).unwrap());
     let id = has_passthrough.then(|| first.says("backed"));
@@ -114,18 +114,18 @@ fn the_mount_is_read_only_and_executes_nothing() {
 fn hello_says_what_was_agreed() {
     let Some(mut scene) = scene() else { return };
     let (_keeper, hello) = scene.connect();
-    assert_eq!((hello.version, hello.agreed.abi_major), (protocol::VERSION, 7));
+    assert_eq!((hello.version, hello.fuse.agreed.abi_major), (protocol::VERSION, 7));
     assert_eq!(hello.keeper_version, env!("CARGO_PKG_VERSION"));
     assert_eq!(hello.mount, scene.mount());
-    assert_eq!(hello.agreed.max_write, 1 << 20);
-    assert!(hello.agreed.abi_minor >= 31 && hello.agreed.max_readahead >= 4096, "{:?}", hello.agreed);
-    assert_eq!(scene.connect().1.epoch, hello.epoch, "the same mount");
-    let request = larder_keeper::init_request(&hello);
+    assert_eq!(hello.fuse.agreed.max_write, 1 << 20);
+    assert!(hello.fuse.agreed.abi_minor >= 31 && hello.fuse.agreed.max_readahead >= 4096, "{:?}", hello.fuse.agreed);
+    assert_eq!(scene.connect().1.fuse.epoch, hello.fuse.epoch, "the same mount");
+    let request = larder_keeper::init_request(&hello.fuse.agreed);
     let offer = larder_keeper::fuse::Offer::parse(&request).expect("an INIT request");
-    assert_eq!(offer.agree(), hello.agreed, "whoever answers it agrees to the same");
+    assert_eq!(offer.agree(), hello.fuse.agreed, "whoever answers it agrees to the same");
     scene.end(Signal::KILL);
     scene.start();
-    assert_ne!(scene.connect().1.epoch, hello.epoch, "another mount");
+    assert_ne!(scene.connect().1.fuse.epoch, hello.fuse.epoch, "another mount");
 }
 
 #[test]

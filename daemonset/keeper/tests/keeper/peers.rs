@@ -15,54 +15,56 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use crate::scene::{PATIENCE, Scene, again, answer, ask, ended, errno, mount_tmpfs, scene, until};
 
-/// A connection whose keeper can register files; none, and a line, if the kernel cannot.
-fn connect_to_back(scene: &Scene) -> Option<Keeper> {
+/// A connection whose keeper can register files, and its mount's epoch; none, and a line, if the
+/// kernel cannot.
+fn connect_to_back(scene: &Scene) -> Option<(Keeper, u64)> {
     let (keeper, hello) = scene.connect();
-    if hello.agreed.flags & larder_keeper::fuse::PASSTHROUGH == 0 {
+    if hello.fuse.agreed.flags & larder_keeper::fuse::PASSTHROUGH == 0 {
         eprintln!("skipped: this kernel has no passthrough");
         return None;
     }
-    Some(keeper)
+    Some((keeper, hello.fuse.epoch))
 }
 
 #[test]
 fn a_key_keeps_its_id_until_it_is_forgotten() {
     let Some(scene) = scene() else { return };
-    let Some(keeper) = connect_to_back(&scene) else { return };
+    let Some((keeper, epoch)) = connect_to_back(&scene) else { return };
     let open = |name: &str| File::open(scene.path("store/model").join(name)).unwrap();
     let before = scene.descriptors();
-    let id = keeper.back(7, open("passed")).unwrap();
-    assert_eq!(keeper.back(7, open("plain")).unwrap(), id, "the first one counts");
-    assert_ne!(keeper.back(8, open("plain")).unwrap(), id);
+    let id = keeper.back(epoch, 7, open("passed")).unwrap();
+    assert_eq!(keeper.back(epoch, 7, open("plain")).unwrap(), id, "the first one counts");
+    assert_ne!(keeper.back(epoch, 8, open("plain")).unwrap(), id);
     drop(keeper);
     let (keeper, _) = scene.connect();
-    assert_eq!(keeper.back(7, open("passed")).unwrap(), id, "for the next daemon too");
-    assert_eq!(keeper.keys(None).unwrap(), [7, 8]);
-    assert!(keeper.unback(7).unwrap());
-    assert!(!keeper.unback(7).unwrap());
-    assert_eq!(keeper.keys(None).unwrap(), [8]);
-    assert_eq!(keeper.keys(Some(8)).unwrap(), []);
+    assert_eq!(keeper.back(epoch, 7, open("passed")).unwrap(), id, "for the next daemon too");
+    let other = keeper.back(epoch, 8, open("plain")).unwrap();
+    assert_eq!(keeper.keys(epoch, None).unwrap(), [(7, id), (8, other)]);
+    assert!(keeper.unback(epoch, 7).unwrap());
+    assert!(!keeper.unback(epoch, 7).unwrap());
+    assert_eq!(keeper.keys(epoch, None).unwrap(), [(8, other)]);
+    assert_eq!(keeper.keys(epoch, Some(8)).unwrap(), []);
     until("no descriptor is kept", || scene.descriptors() == before);
 }
 
 #[test]
 fn keys_come_in_pages() {
     let Some(scene) = scene() else { return };
-    let Some(keeper) = connect_to_back(&scene) else { return };
+    let Some((keeper, epoch)) = connect_to_back(&scene) else { return };
     let file = File::open(scene.path("store/model/plain")).unwrap();
     // The longest there are.
     let expected: Vec<u64> = (0..600).map(|number| u64::MAX - 600 + number).collect();
     for key in expected.iter().rev() {
-        keeper.back(*key, &file).unwrap();
+        keeper.back(epoch, *key, &file).unwrap();
     }
-    let mut found = Vec::new();
+    let mut found: Vec<u64> = Vec::new();
     loop {
-        let page = keeper.keys(found.last().copied()).unwrap();
+        let page = keeper.keys(epoch, found.last().copied()).unwrap();
         assert!(page.len() <= protocol::KEYS_PER_ANSWER);
         if page.is_empty() {
             break;
         }
-        found.extend(page);
+        found.extend(page.into_iter().map(|(key, _)| key));
     }
     assert_eq!(found, expected);
 }
@@ -70,40 +72,40 @@ fn keys_come_in_pages() {
 #[test]
 fn keys_have_a_limit() {
     let Some(scene) = scene() else { return };
-    let Some(keeper) = connect_to_back(&scene) else { return };
+    let Some((keeper, epoch)) = connect_to_back(&scene) else { return };
     let file = File::open(scene.path("store/model/plain")).unwrap();
     let began = Instant::now();
     for key in 0..65_536 {
-        keeper.back(key, &file).unwrap();
+        keeper.back(epoch, key, &file).unwrap();
     }
     eprintln!("65,536 files registered in {:?}", began.elapsed());
-    assert_eq!(errno(keeper.back(65_536, &file)), Errno::NOSPC);
-    keeper.back(0, &file).expect("known already");
-    assert!(keeper.unback(0).unwrap());
-    keeper.back(65_536, &file).expect("room for one");
+    assert_eq!(errno(keeper.back(epoch, 65_536, &file)), Errno::NOSPC);
+    keeper.back(epoch, 0, &file).expect("known already");
+    assert!(keeper.unback(epoch, 0).unwrap());
+    keeper.back(epoch, 65_536, &file).expect("room for one");
 }
 
 #[test]
 fn a_forgotten_file_gives_its_space_back() {
     let Some(scene) = scene() else { return };
-    let Some(keeper) = connect_to_back(&scene) else { return };
+    let Some((keeper, epoch)) = connect_to_back(&scene) else { return };
     let store = scene.path("small");
     fs::create_dir(&store).unwrap();
     mount_tmpfs(&store);
     let free = || statvfs(&store).unwrap().f_bfree;
     let (empty, path) = (free(), store.join("blob"));
     fs::write(&path, vec![1; 4 << 20]).unwrap();
-    keeper.back(1, File::open(&path).unwrap()).unwrap();
+    keeper.back(epoch, 1, File::open(&path).unwrap()).unwrap();
     fs::remove_file(&path).unwrap();
     assert!(free() < empty, "held by nobody but the kernel");
-    assert!(keeper.unback(1).unwrap());
+    assert!(keeper.unback(epoch, 1).unwrap());
     until("the space is free", || free() == empty);
 }
 
 #[test]
 fn only_plain_files_opened_to_read_become_backing_files() {
     let Some(scene) = scene() else { return };
-    let Some(keeper) = connect_to_back(&scene) else { return };
+    let Some((keeper, epoch)) = connect_to_back(&scene) else { return };
     let path = scene.path("store/model/plain");
     let opened = |options: &mut OpenOptions| OwnedFd::from(options.open(&path).unwrap());
     let path_only = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
@@ -118,18 +120,18 @@ fn only_plain_files_opened_to_read_become_backing_files() {
         ("a socket", scene.raw()),
         ("a temporary file", opened(OpenOptions::new().write(true).custom_flags(0))),
     ] {
-        assert_eq!(errno(keeper.back(1, file)), Errno::INVAL, "{what}");
+        assert_eq!(errno(keeper.back(epoch, 1, file)), Errno::INVAL, "{what}");
     }
-    let sentence = keeper.back(1, File::open("/dev/null").unwrap()).unwrap_err().to_string();
+    let sentence = keeper.back(epoch, 1, File::open("/dev/null").unwrap()).unwrap_err().to_string();
     assert!(sentence.contains("regular file"), "{sentence}");
-    assert_eq!(keeper.keys(None).unwrap(), []);
+    assert_eq!(keeper.keys(epoch, None).unwrap(), []);
 }
 
 /// The store must not lie there; the kernel's reason comes through.
 #[test]
 fn a_file_on_an_overlay_becomes_none() {
     let Some(scene) = scene() else { return };
-    let Some(keeper) = connect_to_back(&scene) else { return };
+    let Some((keeper, epoch)) = connect_to_back(&scene) else { return };
     for directory in ["upper", "work", "merged"] {
         fs::create_dir(scene.path(directory)).unwrap();
     }
@@ -145,22 +147,22 @@ fn a_file_on_an_overlay_becomes_none() {
         return;
     }
     let file = File::open(merged.join("plain")).unwrap();
-    assert_eq!(errno(keeper.back(1, file)), Errno::LOOP);
-    assert_eq!(keeper.keys(None).unwrap(), []);
+    assert_eq!(errno(keeper.back(epoch, 1, file)), Errno::LOOP);
+    assert_eq!(keeper.keys(epoch, None).unwrap(), []);
 }
 
 #[test]
 fn there_is_one_daemon_and_the_last_hello_is_it() {
     let Some(scene) = scene() else { return };
-    let (first, _) = scene.connect();
+    let (first, hello) = scene.connect();
     assert!(!first.closed());
     let errand = scene.raw();
     let (second, _) = scene.connect();
     until("the first is told", || first.closed());
     assert!(!second.closed());
-    assert_eq!(first.keys(None).unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
-    assert_eq!(second.keys(None).unwrap(), []);
-    assert!(ask(&errand, b"keys\0").starts_with("error|1|"), "no daemon without hello");
+    assert_eq!(first.keys(hello.fuse.epoch, None).unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+    assert_eq!(second.keys(hello.fuse.epoch, None).unwrap(), []);
+    assert!(ask(&errand, b"keys\x001\0").starts_with("error|1|"), "no daemon without hello");
     assert!(ask(&errand, b"hello\x002").starts_with("error|93|"), "another protocol");
     assert!(!second.closed(), "which changes nothing");
     drop(scene);
@@ -200,7 +202,7 @@ fn another_user_is_not_answered() {
 #[test]
 fn nonsense_ends_a_connection_and_nothing_else() {
     let Some(scene) = scene() else { return };
-    let (daemon, _) = scene.connect();
+    let (daemon, hello) = scene.connect();
     let before = scene.descriptors();
     let long = [b'x'; MESSAGE_LEN_MAX + 1];
     let long_path = [b"bind\0model\0/".as_slice(), &[b'x'; MESSAGE_LEN_MAX]].concat();
@@ -213,6 +215,12 @@ fn nonsense_ends_a_connection_and_nothing_else() {
         b"publish\0a",
         b"there",
         b"back\x001",
+        b"back\x001\x001",
+        b"keys\x001",
+        b"keys\0x\0",
+        b"adopt\x001\x007\x0045\x000\x004096\x001048576",
+        b"adopted",
+        b"remember\x001\x001",
         &long,
         &long_path,
         &[0; 10_000],
@@ -224,7 +232,7 @@ fn nonsense_ends_a_connection_and_nothing_else() {
     let socket = scene.raw();
     protocol::send(&socket, b"", None).unwrap();
     assert_eq!(answer(&socket), None, "an empty message");
-    assert_eq!(daemon.keys(None).unwrap(), []);
+    assert_eq!(daemon.keys(hello.fuse.epoch, None).unwrap(), []);
     until("all are closed", || scene.descriptors() == before);
 }
 
@@ -243,8 +251,8 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     let before = scene.descriptors();
     let file = File::open(scene.path("store/model/plain")).unwrap();
     for count in [1, 2, 3, 10, 250] {
-        for message in [&b"hello\x001"[..], b"keys\0", b"x", b"back\x001", b"unbind\0/x"] {
-            if (count, message) == (1, b"back\x001") {
+        for message in [&b"hello\x001"[..], b"keys\x001\0", b"x", b"back\x001\x001", b"unbind\0/x"] {
+            if (count, message) == (1, b"back\x001\x001") {
                 continue;
             }
             let socket = scene.raw();
@@ -281,8 +289,8 @@ fn a_flood_of_connections_passes() {
         .collect();
     floods.into_iter().for_each(|flood| flood.join().unwrap());
     eprintln!("1,000 daemons in {:?}", began.elapsed());
-    let (daemon, _) = scene.connect();
-    assert_eq!(daemon.keys(None).unwrap(), []);
+    let (daemon, hello) = scene.connect();
+    assert_eq!(daemon.keys(hello.fuse.epoch, None).unwrap(), []);
     drop(daemon);
     until("they are forgotten", || scene.threads() == threads && scene.descriptors() == descriptors);
 }
@@ -290,9 +298,9 @@ fn a_flood_of_connections_passes() {
 #[test]
 fn a_connection_without_a_word_is_closed() {
     let Some(scene) = scene() else { return };
-    let (daemon, _) = scene.connect();
+    let (daemon, hello) = scene.connect();
     let silent = scene.raw();
     assert_eq!(answer(&silent), None, "after ten seconds");
     assert!(!daemon.closed(), "the daemon may be silent");
-    assert_eq!(daemon.keys(None).unwrap(), []);
+    assert_eq!(daemon.keys(hello.fuse.epoch, None).unwrap(), []);
 }
