@@ -116,10 +116,10 @@ fn both_run_on_the_same_nodes() {
 #[test]
 fn the_daemon_may_do_this_at_the_api_server_and_no_more() {
     let expected = json!([
-        {"apiGroups": ["larder.dev"], "resources": ["cachedmodels"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": ["larder.dev"], "resources": ["nodecaches"], "verbs": ["get", "create", "patch"]},
-        {"apiGroups": ["larder.dev"], "resources": ["nodecaches/status"], "verbs": ["get", "patch", "update"]},
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["larder.dev"], "resources": ["cachedmodels"], "verbs": ["list", "watch"]},
+        {"apiGroups": ["larder.dev"], "resources": ["nodecaches"], "verbs": ["create", "patch"]},
+        {"apiGroups": ["larder.dev"], "resources": ["nodecaches/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
     ]);
     assert_eq!(object("ClusterRole", "larder").value["rules"], expected);
     let component = load::documents(&load::daemonset().join("components/node-labels/rbac.yaml"));
