@@ -158,7 +158,7 @@ impl Book {
     #[must_use]
     pub fn users(&self, digest: &Digest) -> Vec<String> {
         let of_model = self.leases.values().filter(|lease| lease.digest == *digest);
-        let mut users: Vec<String> = of_model.map(|lease| lease.owner.to_string()).collect();
+        let mut users: Vec<String> = of_model.map(|lease| lease.owner.told()).collect();
         users.sort();
         users
     }

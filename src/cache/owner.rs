@@ -21,6 +21,9 @@ pub enum Owner {
         id: String,
         /// The UID of the pod it is of.
         pod: String,
+        /// Namespace and name of that pod, for people.
+        #[serde(default)]
+        name: Option<String>,
     },
     /// A process of this boot: a pid alone is given to another one some day.
     Process {
@@ -127,6 +130,18 @@ impl Owner {
         }
     }
 
+    /// Namespace and name of the pod that it belongs to, where they are known.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        if let Self::Volume { name, .. } = self { name.as_deref() } else { None }
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn told(&self) -> String {
+        self.name().map_or_else(|| self.to_string(), |name| format!("pod {name}"))
+    }
+
     /// The UID of the pod that it is or belongs to.
     #[must_use]
     pub fn pod(&self) -> Option<&str> {
@@ -154,7 +169,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pod(uid) => write!(f, "pod:{uid}"),
-            Self::Volume { id, pod } => write!(f, "volume:{id}:{pod}"),
+            Self::Volume { id, pod, .. } => write!(f, "volume:{id}:{pod}"),
             Self::Process { pid, .. } => write!(f, "process:{pid}"),
             Self::Connection(number) => write!(f, "connection:{number}"),
         }
@@ -218,7 +233,8 @@ mod tests {
 
     #[test]
     fn who_is_asked_may_not_answer() {
-        let volume = Owner::Volume { id: "1".into(), pod: "5d0c".into() };
+        let volume = Owner::Volume { id: "1".into(), pod: "5d0c".into(), name: Some("team/server-0".into()) };
+        assert_eq!((volume.to_string(), volume.told()), ("volume:1:5d0c".into(), "pod team/server-0".into()));
         for (answer, life) in [(Some(true), Life::Alive), (Some(false), Life::Gone), (None, Life::Unseen)] {
             let asked = Pods::Asked(Box::new(move |uid| answer.filter(|_| uid == "5d0c")));
             assert_eq!(volume.life(&asked), life);

@@ -42,6 +42,9 @@ pub struct LeaseStatus {
     pub id: String,
     /// Who has it.
     pub owner: String,
+    /// Namespace and name of the pod, where kubelet said them.
+    #[serde(default)]
+    pub pod: Option<String>,
     /// On which model.
     pub digest: String,
     /// A source that names it.
@@ -165,6 +168,7 @@ impl Cache {
             let shown = book.leases().map(|(id, lease)| LeaseStatus {
                 id: id.clone(),
                 owner: lease.owner.to_string(),
+                pod: lease.owner.name().map(str::to_owned),
                 digest: lease.digest.to_string(),
                 source: source_of(&lease.digest),
                 since: lease.since,

@@ -272,7 +272,8 @@ fn leases(leases: &[LeaseStatus], now: SystemTime) -> Option<String> {
     let row = |lease: &LeaseStatus| {
         let short = lease.digest.parse::<Digest>().map_or_else(|_| lease.digest.clone(), |digest| digest.short());
         let source = lease.source.clone().unwrap_or_else(|| "-".to_owned());
-        vec![source, short, lease.owner.clone(), text::duration(since(now, lease.since)), lease.id.clone()]
+        let owner = lease.pod.as_ref().map_or_else(|| lease.owner.clone(), |pod| format!("pod {pod}"));
+        vec![source, short, owner, text::duration(since(now, lease.since)), lease.id.clone()]
     };
     table(&["IN USE", "MODEL", "BY", "SINCE", "LEASE"], &leases.iter().map(row).collect::<Vec<_>>())
 }
@@ -359,9 +360,11 @@ mod tests {
         listing["seconds_left"] = serde_json::Value::Null;
         let lease =
             json!({"id": "8f3a", "owner": "pod:5d0c", "digest": "0".repeat(64), "source": null, "since": 11000});
+        let mut of_volume = lease.clone();
+        (of_volume["owner"], of_volume["pod"]) = ("volume:1:5d0d".into(), "team/server-0".into());
         let wanted = |state: &str, message: serde_json::Value| json!({"source": "gs://b/m", "pin": state == "ready", "state": state, "message": message});
         let prefetch = json!([wanted("ready", serde_json::Value::Null), wanted("failed", "no such bucket".into())]);
-        let told = told(&json!([moving, listing]), &json!([lease]), &prefetch);
+        let told = told(&json!([moving, listing]), &json!([lease, of_volume]), &prefetch);
         let tables = told.split_once("\n\n").expect("tables").1;
         insta::assert_snapshot!(tables, @"
         MOVING              DONE           RATE    LEFT  WAITING  CONNECTIONS  RETRIES
@@ -372,8 +375,9 @@ mod tests {
         gs://b/m  yes     ready
         gs://b/m  no      failed  no such bucket
 
-        IN USE  MODEL         BY        SINCE        LEASE
-        -       000000000000  pod:5d0c  18 min 20 s  8f3a
+        IN USE  MODEL         BY                 SINCE        LEASE
+        -       000000000000  pod:5d0c           18 min 20 s  8f3a
+        -       000000000000  pod team/server-0  18 min 20 s  8f3a
         ");
     }
 }

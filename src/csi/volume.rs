@@ -124,7 +124,8 @@ impl Asked {
 
     /// Who the lease is for.
     pub fn owner(&self) -> Owner {
-        Owner::Volume { id: self.id.clone(), pod: self.pod.uid.clone() }
+        let Pod { uid, namespace, name, .. } = &self.pod;
+        Owner::Volume { id: self.id.clone(), pod: uid.clone(), name: Some(format!("{namespace}/{name}")) }
     }
 }
 

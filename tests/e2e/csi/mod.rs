@@ -101,6 +101,10 @@ fn a_pod_gets_a_read_only_directory_and_a_lease() {
         "{:?}",
         owners(&kept)
     );
+    let lease = &kept.node.status()["leases"][0];
+    assert_eq!(lease["pod"], "team/server-0", "for people: {lease}");
+    let (_, refused) = kept.node.ask_admin("POST", "/v1/remove", Some(&json!({"models": ["s3://models/m/"]})));
+    assert!(refused.to_string().contains("pod team/server-0"), "{refused}");
     // Nothing but this model is below it.
     assert!(!volume.target().join("../..").join("models").exists());
 
