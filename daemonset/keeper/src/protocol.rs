@@ -41,7 +41,7 @@ use rustix::net::{
 };
 
 /// What `hello` asks for. Another number is another protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where the keeper listens.
 pub const SOCKET: &str = "/run/larder-keeper/keeper.sock";
 /// Bytes of a message: two paths of 4,095 bytes, the longest that Linux takes, do not fit, and
