@@ -63,6 +63,14 @@ impl Backing {
         Ok(())
     }
 
+    /// The id that an inode has.
+    pub fn known(&self, number: u64) -> Option<Backed> {
+        match self {
+            Self::Own(ids) => lock(ids).get(&number).map(|id| Backed::Own(Arc::clone(id))),
+            Self::Kept { known, .. } => lock(known).get(&number).map(|&id| Backed::Kept(id)),
+        }
+    }
+
     /// The id of an inode; where it has none, `open` brings its file and it gets one.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub struct Answers {
     patience: Duration,
     /// Whether any inode has a backing id: from then on it must stay so.
     backed: AtomicBool,
-    /// Inodes that have none, though others have.
+    /// Inodes that have none, though others have, and may be open.
     unbacked: Mutex<HashSet<u64>>,
     /// Inodes with a backing id, by what they are.
     numbers: Mutex<HashMap<Digest, HashSet<u64>>>,
@@ -129,7 +129,7 @@ impl Answers {
             close();
             return reply.error(Errno::ESTALE);
         }
-        if let Some(backed) = self.back(number.0, &reply, open) {
+        if let Some(backed) = self.back(number.0, sealed, handle, &reply, open) {
             self.note_backed(sealed, number.0);
             // Gone since: nobody would give the id back any more.
             if !self.is_here(sealed) {
@@ -152,14 +152,31 @@ impl Answers {
         reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 
-    /// The id of an inode that the kernel is to read by itself. The kernel lets no inode be both
-    /// that and cached, so what has none the first time goes without.
-    fn back(&self, number: u64, reply: &ReplyOpen, open: impl FnOnce() -> io::Result<File>) -> Option<Backed> {
-        if !self.passes.load(Relaxed) || lock(&self.unbacked).contains(&number) {
+    /// The id of an inode that the kernel is to read by itself, for the open that has this handle. The
+    /// kernel lets no inode be both that and cached, so while one that has no id is open, whoever opens
+    /// it goes without.
+    fn back(
+        &self,
+        number: u64,
+        sealed: &Sealed,
+        handle: u64,
+        reply: &ReplyOpen,
+        open: impl FnOnce() -> io::Result<File>,
+    ) -> Option<Backed> {
+        if !self.passes.load(Relaxed) {
+            return None;
+        }
+        if let Some(backed) = self.backing.known(number) {
+            return Some(backed);
+        }
+        // Held while the keeper is asked: of two that open a file at once both go with an id, or neither.
+        let mut unbacked = lock(&self.unbacked);
+        if unbacked.contains(&number) && !self.opens.is_only(handle, &sealed.digest) {
             return None;
         }
         match self.backing.back(number, reply, open) {
             Ok(backed) => {
+                unbacked.remove(&number);
                 self.backed.store(true, Relaxed);
                 Some(backed)
             }
@@ -168,15 +185,16 @@ impl Answers {
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "a file is not passed through: reads of it cost more");
-                lock(&self.unbacked).insert(number);
+                if unbacked.insert(number) {
+                    tracing::warn!(%error, "a file is not passed through: reads of it cost more");
+                }
                 None
             }
         }
     }
 
-    /// What is open since an earlier life and has no id goes on without. To be asked before the first
-    /// open of this one.
+    /// What is open since an earlier life and has no id goes on without, until it is closed. To be asked
+    /// before the first open of this one.
     pub fn recall_opens(&self) {
         for digest in self.opens.all() {
             let Ok(metadata) = self.cache.store().view().blob_metadata(&digest) else { continue };

@@ -42,6 +42,8 @@ pub struct Opens {
 struct State {
     map: MmapMut,
     free: Vec<u32>,
+    /// Opens without a slot.
+    unslotted: u64,
 }
 
 impl Opens {
@@ -58,7 +60,7 @@ impl Opens {
                 MmapOptions::new().len(TABLE_LEN).map_anon()?
             }
         };
-        let mut state = State { map, free: Vec::new() };
+        let mut state = State { map, free: Vec::new(), unslotted: 0 };
         state.free = (0..SLOT_COUNT).rev().filter(|&slot| state.request(slot) == 0).collect();
         Ok(Self { state: Mutex::new(state) })
     }
@@ -79,7 +81,16 @@ impl Opens {
         let mut state = self.state();
         state.map.fill(0);
         state.free = (0..SLOT_COUNT).rev().collect();
+        state.unslotted = 0;
         all
+    }
+
+    /// Whether the open with this handle is the only one of `part`. No, where that is not known.
+    pub fn is_only(&self, handle: u64, part: &Digest) -> bool {
+        let state = self.state();
+        let is_open = |&slot: &u32| state.request(slot) != 0 && state.part(slot) == *part;
+        let mut slots = (0..SLOT_COUNT).filter(is_open).map(|slot| handle_of(slot, state.request(slot)));
+        state.unslotted == 0 && slots.next() == Some(handle) && slots.next().is_none()
     }
 
     /// Notes that the request `unique` opened `part`. The handle to give out, and whether that is
@@ -93,7 +104,10 @@ impl Opens {
                 return (handle_of(slot, request), false);
             }
         }
-        let Some(slot) = state.free.pop() else { return (NO_SLOT, true) };
+        let Some(slot) = state.free.pop() else {
+            state.unslotted += 1;
+            return (NO_SLOT, true);
+        };
         let at = slot as usize * SLOT_LEN;
         // The request last: a slot that has none is free, whatever else is in it.
         state.map[at + 8..at + SLOT_LEN].copy_from_slice(part.as_bytes());
@@ -105,6 +119,11 @@ impl Opens {
     /// Notes the end of what was given this handle; what it was of, where it was noted.
     pub fn closed(&self, handle: u64) -> Option<Digest> {
         let mut state = self.state();
+        if handle == NO_SLOT {
+            // One of an earlier life is not in the count.
+            state.unslotted = state.unslotted.saturating_sub(1);
+            return None;
+        }
         let slot = u32::try_from(handle & ((1 << SLOT_BITS) - 1)).ok().filter(|&slot| slot < SLOT_COUNT)?;
         let request = state.request(slot);
         if request == 0 || handle_of(slot, request) != handle {
@@ -172,6 +191,12 @@ mod tests {
         assert_eq!(opens.closed(first), Some(a));
         assert_eq!((opens.closed(first), opens.closed(NO_SLOT)), (None, None));
         assert_eq!(opens.all().len(), 2);
+        assert!(opens.is_only(third, &a) && opens.is_only(second, &b));
+        assert!(!opens.is_only(first, &a) && !opens.is_only(second, &a), "not an open of that");
+        let (fourth, _) = opens.opened(0x10, a);
+        assert!(!opens.is_only(third, &a) && !opens.is_only(fourth, &a) && opens.is_only(second, &b));
+        opens.closed(third);
+        assert!(opens.is_only(fourth, &a));
     }
 
     #[test]
@@ -182,7 +207,12 @@ mod tests {
         let handles: Vec<u64> = (1..=u64::from(SLOT_COUNT)).map(|unique| opens.opened(unique, a).0).collect();
         assert!(!handles.contains(&NO_SLOT));
         assert_eq!(opens.opened(1 << 40, a), (NO_SLOT, true));
+        let b = Digest::of(b"b");
         assert_eq!(opens.closed(handles[7]), Some(a));
+        let (other, _) = opens.opened(1 << 42, b);
+        assert!(!opens.is_only(other, &b), "the one without a slot may be of the same");
+        assert_eq!((opens.closed(NO_SLOT), opens.is_only(other, &b)), (None, true));
+        assert_eq!(opens.closed(other), Some(b));
         let (again, _) = opens.opened(1 << 41, a);
         assert_ne!(again, NO_SLOT);
         assert_eq!(opens.closed(handles[7]), None, "closed once more: the slot is another's now");

@@ -148,7 +148,14 @@ fn files_are_opened_for_the_first_time_while_there_is_no_keeper() {
         assert_reads(&directory, &model);
         assert_range(&cached, &model.files[second], 0, 1 << 16);
     }
+    let status = mount_status(&kept.node);
+    assert!(status["opens_cached"].as_u64() >= Some(1), "open all the time, and so cached: {status}");
     drop(cached);
+    // Of the end of an open the daemon hears a moment later.
+    kept.node.until("every open is passed through", |before| {
+        assert_reads(&directory, &model);
+        mount_status(&kept.node)["opens_cached"] == before["mount"]["opens_cached"]
+    });
     kept.node.restart();
     kept.node.until("the next daemon serves it", |status| status["mount"]["kept"] == true);
     assert_reads(&directory, &model);
