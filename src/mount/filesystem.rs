@@ -350,7 +350,13 @@ impl Answers {
         self.backed.store(!numbers.is_empty(), Relaxed);
         for number in numbers {
             match self.tree.node(number) {
-                Some(Node::Sealed(sealed)) if self.is_here(&sealed) => self.note_backed(&sealed, number),
+                Some(Node::Sealed(sealed)) => {
+                    // First noted, then looked for: what goes meanwhile is found by whoever says that it went.
+                    self.note_backed(&sealed, number);
+                    if !self.is_here(&sealed) {
+                        self.backing.drop_id(number);
+                    }
+                }
                 _ => self.backing.drop_id(number),
             }
         }

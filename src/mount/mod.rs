@@ -147,10 +147,21 @@ impl Mounts {
         lock(&self.now).live.iter().filter_map(|live| live.answers.upgrade().zip(live.fuse.clone())).collect()
     }
 
-    fn answers(&self, table: &str, backing: Backing) -> std::io::Result<Arc<Answers>> {
+    /// What is to answer for a mount, of a keeper's or this process's own connection. It hears what goes
+    /// from here on, before it looks what there is.
+    fn answers(
+        &self,
+        table: &str,
+        backing: Backing,
+        fuse: Option<Arc<FuseConnection>>,
+    ) -> std::io::Result<Arc<Answers>> {
         let opens = Opens::open(&self.cache.store().view().mount_directory().join(table))?;
         let (cache, counts, runtime) = (Arc::clone(&self.cache), Arc::clone(&self.counts), self.runtime.clone());
-        Ok(Arc::new(Answers::new(cache, opens, backing, counts, runtime, self.patience)))
+        let answers = Arc::new(Answers::new(cache, opens, backing, counts, runtime, self.patience));
+        let mut now = lock(&self.now);
+        now.live.retain(|live| live.answers.strong_count() > 0);
+        now.live.push(Live { answers: Arc::downgrade(&answers), fuse });
+        Ok(answers)
     }
 
     /// All mounts that there are have their answers now: so what is open is known, and what others
@@ -180,26 +191,21 @@ impl Mounts {
     }
 
     /// Serves a session in the background: of the mount at `directory`, or of one that is not where
-    /// anybody new could find it.
+    /// anybody new could find it. `epoch` says which of the keepers' it is.
     fn serve(
         self: &Arc<Self>,
         session: Session<Mounted>,
         answers: &Arc<Answers>,
-        fuse: Option<Arc<FuseConnection>>,
+        epoch: Option<u64>,
         directory: Option<&Path>,
     ) -> std::io::Result<()> {
         let _ = answers.notifier.set(session.notifier());
-        {
-            let mut now = lock(&self.now);
-            let epoch = fuse.as_ref().map(|fuse| fuse.epoch);
-            now.live.push(Live { answers: Arc::downgrade(answers), fuse });
-            if let Some(directory) = directory {
-                now.current = Some(Arc::clone(answers));
-                now.directory = Some(directory.to_owned());
-                now.epoch = epoch;
-            }
-        }
         if let Some(directory) = directory {
+            let mut now = lock(&self.now);
+            now.current = Some(Arc::clone(answers));
+            now.directory = Some(directory.to_owned());
+            now.epoch = epoch;
+            drop(now);
             self.cache.set_mount(directory.to_owned());
             self.count.send_modify(|count| *count += 1);
         }
@@ -225,7 +231,7 @@ impl Mounts {
     /// The kernel's, or fusermount3's.
     pub fn mount(self: &Arc<Self>, directory: &Path) -> std::io::Result<Unmount> {
         const TABLE: &str = "own";
-        let answers = self.answers(TABLE, Backing::own())?;
+        let answers = self.answers(TABLE, Backing::own(), None)?;
         self.know_opens(&[TABLE.to_owned()])?;
         // Nobody can have anything open from an earlier life: that mount is gone.
         answers.forget_opens();
@@ -314,7 +320,8 @@ impl Mounts {
         let mut begun = Vec::new();
         for fuse in all {
             let backing = Backing::kept(fuse.epoch, Arc::clone(keeper));
-            begun.push((self.answers(&table_of(fuse.epoch), backing)?, Arc::new(fuse)));
+            let fuse = Arc::new(fuse);
+            begun.push((self.answers(&table_of(fuse.epoch), backing, Some(Arc::clone(&fuse)))?, fuse));
         }
         self.know_opens(&tables)?;
         for (answers, fuse) in begun {
@@ -322,7 +329,7 @@ impl Mounts {
             answers.drop_stale_ids();
             answers.recall_opens();
             let session = session::resume(Mounted(Arc::clone(&answers)), &fuse);
-            match session.and_then(|session| self.serve(session, &answers, Some(fuse), directory)) {
+            match session.and_then(|session| self.serve(session, &answers, Some(fuse.epoch), directory)) {
                 Ok(()) if directory.is_none() => tracing::info!("serving a mount that pods have from a keeper before"),
                 Ok(()) => {}
                 Err(error) if directory.is_none() => {
