@@ -24,6 +24,9 @@ const MODEL: &[&str] = &["modelFormat", "runtime", "storageUri"];
 /// These mount directories of the node, and say so.
 const NOT_RESTRICTED: &[&str] = &["kserve-storage-container.yaml"];
 
+/// What these answer to a probe over HTTP says nothing of the model: a command finds out at startup.
+const STARTED_BY_COMMAND: &[&str] = &["torchserve.yaml"];
+
 /// A pod of an example, and where it stands.
 struct Pod {
     whose: String,
@@ -200,18 +203,48 @@ fn nobody_is_killed_while_it_loads() {
         let readiness = container.readiness_probe.as_ref();
         assert!(readiness.is_some_and(|probe| probe.http_get.is_some()), "{}: no readinessProbe", pod.whose);
         let ports: Vec<&str> = container.ports.iter().flatten().filter_map(|port| port.name.as_deref()).collect();
-        for probe in
-            [&container.startup_probe, &container.readiness_probe, &container.liveness_probe].into_iter().flatten()
-        {
+        let is_command = STARTED_BY_COMMAND.contains(&pod.file.as_str());
+        assert_eq!(startup.exec.is_some(), is_command, "{}: startup by command", pod.whose);
+        for probe in [Some(startup), readiness, container.liveness_probe.as_ref()].into_iter().flatten() {
+            assert!(probe.timeout_seconds.unwrap_or(1) >= 5, "{}: a second is short under load", pod.whose);
+            if is_command && std::ptr::eq(probe, startup) {
+                assert!(probe.http_get.is_none(), "{}: one or the other", pod.whose);
+                continue;
+            }
             let get = probe.http_get.as_ref().expect("an HTTP probe");
             match &get.port {
                 IntOrString::String(name) => assert!(ports.contains(&name.as_str()), "{}: {name}", pod.whose),
                 // KServe gives the port a name of its own.
                 IntOrString::Int(port) => assert_eq!((*port, ports.len()), (8080, 0), "{}", pod.whose),
             }
-            assert!(probe.timeout_seconds.unwrap_or(1) >= 5, "{}: a second is short under load", pod.whose);
         }
     }
+}
+
+/// The only one that runs a command: kubelet does not reach the address, which is in the pod only.
+#[test]
+fn torchserve_is_asked_where_it_manages_models() {
+    let documents = documents();
+    let of_kind = |kind: &str| {
+        documents.iter().find(|document| document.file.ends_with("torchserve.yaml") && document.kind() == kind)
+    };
+    let properties = of_kind("ConfigMap").expect("a ConfigMap").value["data"]["config.properties"].clone();
+    let properties: BTreeMap<&str, &str> =
+        properties.as_str().expect("properties").lines().filter_map(|line| line.split_once('=')).collect();
+    let address = properties["management_address"];
+    assert!(address.starts_with("http://127.0.0.1:"), "{address}");
+    let pod = &pods(of_kind("Deployment").expect("a Deployment"))[0];
+    let startup = pod.spec.containers[0].startup_probe.as_ref().expect("a startupProbe");
+    let command = startup.exec.as_ref().and_then(|exec| exec.command.as_deref()).expect("a command");
+    assert_eq!(command[..2], ["python", "-c"]);
+    let asked: Vec<&str> = command[2].split('"').filter(|word| word.contains("://")).collect();
+    assert_eq!(asked, [address], "{command:?}");
+
+    let patience = startup.period_seconds.unwrap_or(10) * startup.failure_threshold.unwrap_or(3);
+    assert_eq!(properties["default_startup_timeout"], patience.to_string(), "as long as the startup probe waits");
+    let limit = startup.timeout_seconds.unwrap_or(1);
+    let one: i32 = command[2].split_once("timeout=").expect("a limit").1[..1].parse().expect("a number");
+    assert!(one < limit, "{one} s for one question, {limit} s for all");
 }
 
 #[test]
