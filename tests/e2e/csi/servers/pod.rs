@@ -15,7 +15,7 @@ use crate::csi::volume;
 use crate::mount::Kept;
 
 /// For a server to start, on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_mins(4);
+const PATIENCE: Duration = Duration::from_mins(8);
 
 /// The first container of a pod in an example.
 pub struct Example {
