@@ -149,6 +149,15 @@ impl Book {
         Ok(Some(lease.digest))
     }
 
+    /// Ends a lease that is still as it was found, as [`Self::release`] does; nothing where it has been
+    /// asked for again.
+    ///
+    /// # Errors
+    /// Those of [`Self::release`].
+    pub fn end(&mut self, store: &Store, id: &str, found: &Lease) -> Result<Option<Digest>, store::Error> {
+        if self.leases.get(id) == Some(found) { self.release(store, id) } else { Ok(None) }
+    }
+
     /// All leases with their ids.
     pub fn leases(&self) -> impl Iterator<Item = (&String, &Lease)> {
         self.leases.iter()
@@ -303,6 +312,22 @@ fn id_of(owner: &Owner, digest: &Digest) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_again_while_it_is_looked_for_keeps_its_lease() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(directory.path()).expect("a store");
+        let mut book = Book::default();
+        let (owner, model) = (Owner::Pod("5d0c".into()), Digest::of(b"x"));
+        let id = book.lease(&store, true, owner.clone(), model).expect("a lease");
+        let found = book.leases[&id].clone();
+        assert_eq!(book.lease(&store, false, owner, model).expect("a lease"), id);
+        assert_eq!(book.end(&store, &id, &found).expect("a disk"), None);
+        let again = book.leases[&id].clone();
+        assert_eq!(store.notes::<Lease>(Shelf::Leases).expect("a disk"), [(id.clone(), again.clone())]);
+        assert_eq!(book.end(&store, &id, &again).expect("a disk"), Some(model));
+        assert!(!book.is_leased(&model) && store.notes::<Lease>(Shelf::Leases).expect("a disk").is_empty());
+    }
 
     #[test]
     fn who_cannot_be_looked_for_is_not_taken_for_gone() {

@@ -397,9 +397,12 @@ impl Residency {
             self.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect();
         let now = SystemTime::now();
         let has_ended = |lease: &Lease| lease.has_ended(lease.owner.life(&self.pods), now);
-        let ended: Vec<String> = leases.into_iter().filter(|(_, lease)| has_ended(lease)).map(|(id, _)| id).collect();
-        for id in &ended {
-            self.release(id)?;
+        let mut ended = 0;
+        for (id, lease) in leases.iter().filter(|(_, lease)| has_ended(lease)) {
+            // To look took a while: who has asked again meanwhile keeps it.
+            let digest = self.book().end(&self.store, id, lease)?;
+            ended += usize::from(digest.is_some());
+            digest.iter().for_each(|digest| self.touch(digest));
         }
         // A disk that still takes nothing was complained of when the lease was taken.
         let _ = self.book().write_down(&self.store);
@@ -410,7 +413,7 @@ impl Residency {
                 self.store.drop_listing(&listing)?;
             }
         }
-        Ok(ended.len())
+        Ok(ended)
     }
 
     /// Ends every lease of some owners. Blocking.
@@ -429,12 +432,17 @@ impl Residency {
     /// [`store::Error::Io`].
     pub fn release(&self, id: &str) -> Result<bool, store::Error> {
         let Some(digest) = self.book().release(&self.store, id)? else { return Ok(false) };
+        self.touch(&digest);
+        Ok(true)
+    }
+
+    /// It was used until now.
+    fn touch(&self, model: &Digest) {
         let known: Vec<Arc<Resident>> =
-            lock(&self.known).models.values().filter(|r| r.digest == digest).cloned().collect();
+            lock(&self.known).models.values().filter(|r| r.digest == *model).cloned().collect();
         for resident in known {
             self.store.view().touch(&resident.record);
         }
-        Ok(true)
     }
 }
 
