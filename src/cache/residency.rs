@@ -401,8 +401,10 @@ impl Residency {
         for (id, lease) in leases.iter().filter(|(_, lease)| has_ended(lease)) {
             // To look took a while: who has asked again meanwhile keeps it.
             let digest = self.book().end(&self.store, id, lease)?;
-            ended += usize::from(digest.is_some());
-            digest.iter().for_each(|digest| self.touch(digest));
+            if let Some(digest) = digest {
+                self.touch(&digest);
+                ended += 1;
+            }
         }
         // A disk that still takes nothing was complained of when the lease was taken.
         let _ = self.book().write_down(&self.store);

@@ -130,10 +130,7 @@ impl Answers {
             return reply.error(Errno::ESTALE);
         }
         if let Some(backed) = self.back(number.0, sealed, handle, &reply, open) {
-            self.note_backed(sealed, number.0);
-            // Gone since: nobody would give the id back any more.
-            if !self.is_here(sealed) {
-                self.backing.drop_id(number.0);
+            if !self.keep_id(sealed, number.0) {
                 close();
                 return reply.error(Errno::ESTALE);
             }
@@ -233,8 +230,16 @@ impl Answers {
         metadata.is_ok_and(|metadata| Sealed::new(sealed.digest, &metadata) == *sealed)
     }
 
-    fn note_backed(&self, sealed: &Sealed, number: u64) {
+    /// Notes the id of an inode, or gives it back where the file is gone: nobody else would any more. Says
+    /// whether it is kept. First noted, then looked for: what goes meanwhile is found by whoever says that
+    /// it went.
+    fn keep_id(&self, sealed: &Sealed, number: u64) -> bool {
         lock(&self.numbers).entry(sealed.digest).or_default().insert(number);
+        let is_here = self.is_here(sealed);
+        if !is_here {
+            self.backing.drop_id(number);
+        }
+        is_here
     }
 
     /// Says that a read failed, not every time.
@@ -351,11 +356,7 @@ impl Answers {
         for number in numbers {
             match self.tree.node(number) {
                 Some(Node::Sealed(sealed)) => {
-                    // First noted, then looked for: what goes meanwhile is found by whoever says that it went.
-                    self.note_backed(&sealed, number);
-                    if !self.is_here(&sealed) {
-                        self.backing.drop_id(number);
-                    }
+                    self.keep_id(&sealed, number);
                 }
                 _ => self.backing.drop_id(number),
             }
