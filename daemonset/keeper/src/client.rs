@@ -4,6 +4,7 @@
 //! connection, a [`Keeper`]; [`Errands`] make a connection each, since a `bind` walks into the mount
 //! and so waits for the threads of the daemon that answer FUSE, which may want a `back` first.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -23,8 +24,29 @@ use crate::protocol::{self, Packet, Refusal, join, number, path};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A walk waits for whoever serves the file systems on its way, this daemon among them.
 const WALK_TIMEOUT: Duration = Duration::from_mins(2);
+/// More mounts than that no kernel has (`fs.mount-max`).
+const MOUNTS_MAX: usize = 100_000;
 /// Between two attempts at a keeper that is not there yet.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What is mounted for a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub target: PathBuf,
+    /// What.
+    pub what: What,
+}
+
+/// What a mount is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// A complete model, or something in it, by the name of its directory in the store; empty where
+    /// that has been removed.
+    Model(OsString),
+    /// A directory of the file system, of this keeper's mount or of one before, relative to its root.
+    Directory(PathBuf),
+}
 
 /// What the keeper says first.
 #[derive(Debug)]
@@ -239,6 +261,40 @@ impl Errands {
     /// A [`Refusal`]: `path` is not where binds may be, or nobody can tell. That is no `false`.
     pub fn there(&self, path: impl AsRef<Path>) -> io::Result<bool> {
         flag(&self.errand(&[b"there", bytes(path.as_ref())])?)
+    }
+
+    /// What is mounted for pods by this keeper and those before it, and what kubelet has mounted of
+    /// that elsewhere in its directories. It is read from the kernel: no daemon is asked, and nothing
+    /// of it is walked into.
+    ///
+    /// # Errors
+    /// A [`Refusal`]: the keeper cannot see where pods are. That is no empty list.
+    pub fn mounts(&self) -> io::Result<Vec<Mounted>> {
+        let socket = open(&self.at, ANSWER_TIMEOUT)?;
+        let mut found = Vec::new();
+        let mut after: Option<u64> = None;
+        loop {
+            let asked = after.map(|after| after.to_string()).unwrap_or_default();
+            let packet = call(&socket, &[b"mounts", asked.as_bytes()], None, ANSWER_TIMEOUT)?;
+            let fields: Vec<&[u8]> = fields(&packet).collect();
+            let (mounts, []) = fields.as_chunks::<4>() else { return Err(not_an_answer()) };
+            if mounts.is_empty() {
+                return Ok(found);
+            }
+            for [id, verb, what, target] in mounts {
+                let id = number(id).filter(|id| after.is_none_or(|after| *id > after)).ok_or_else(not_an_answer)?;
+                let what = match *verb {
+                    b"publish" => What::Model(OsStr::from_bytes(what).to_owned()),
+                    b"bind" => What::Directory(path(what).to_owned()),
+                    _ => return Err(not_an_answer()),
+                };
+                found.push(Mounted { target: path(target).to_owned(), what });
+                after = Some(id);
+            }
+            if found.len() > MOUNTS_MAX {
+                return Err(not_an_answer());
+            }
+        }
     }
 
     /// The listening stream socket at `path`: the one that the daemon before had, with whoever

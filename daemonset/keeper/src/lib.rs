@@ -24,6 +24,6 @@ pub mod client;
 pub mod fuse;
 pub mod protocol;
 
-pub use client::{Errands, FuseConnection, Hello, Keeper};
+pub use client::{Errands, FuseConnection, Hello, Keeper, Mounted, What};
 pub use fuse::{RESEND, init_request};
 pub use protocol::Refusal;

@@ -9,6 +9,7 @@ mod connection;
 mod models;
 mod mount;
 mod mountinfo;
+mod mounts;
 mod own;
 mod peer;
 mod place;

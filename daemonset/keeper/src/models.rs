@@ -3,8 +3,9 @@
 //! Everything in it is the daemon's, so it could lead anywhere: no link is followed on the way, not
 //! even to the directory itself, and nothing that is mounted in it is entered.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use larder_keeper::protocol::Refusal;
 use rustix::io::Errno;
@@ -47,6 +48,15 @@ impl Models {
         let store = self.root.parent().filter(|store| store.parent().is_some()).unwrap_or(&self.root);
         entry.device_number == self.device_number && entry.root.starts_with(store) && entry.root != store
     }
+
+    /// The model that such a mount is of, or of something in; empty where that has been removed.
+    pub fn name<'e>(&self, entry: &'e Entry) -> Option<&'e OsStr> {
+        let first = || match entry.root.strip_prefix(&self.root).ok()?.components().next()? {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        };
+        self.has(entry).then(|| first().unwrap_or_default())
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +86,17 @@ mod tests {
         ] {
             assert_eq!(models(root).has(&entry(mounted, "8:1")), expected, "{mounted} of {root}");
             assert!(!models(root).has(&entry(mounted, "8:2")), "another file system");
+        }
+        for (mounted, name) in [
+            ("/s/v1/models/a", Some("a")),
+            ("/s/v1/models/a/sub/file", Some("a")),
+            ("/s/v1/models/a//deleted", Some("a")),
+            ("/s/v1/scratch/9//deleted", Some("")),
+            ("/s/v1/models", Some("")),
+            ("/s/other", None),
+        ] {
+            let entry = entry(mounted, "8:1");
+            assert_eq!(models("/s/v1/models").name(&entry), name.map(OsStr::new), "{mounted}");
         }
         let models = models("/s/models/");
         assert!(models.is(Path::new("a"), &entry("/s/models/a", "8:1")));

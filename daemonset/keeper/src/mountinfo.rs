@@ -36,9 +36,18 @@ pub fn mount_id(fd: &OwnedFd) -> Result<u64, Refusal> {
 
 /// The mount of a number.
 pub fn entry(id: u64) -> Result<Entry, Refusal> {
-    let text = read("/proc/thread-self/mountinfo")?;
-    let found = lines(&text).find_map(|line| parse(line).filter(|(found, _)| *found == id));
+    let found = entries(&table()?).find(|(found, _)| *found == id);
     found.map(|(_, entry)| entry).ok_or_else(|| Refusal::new(Errno::NOENT, format!("no mount {id} in mountinfo")))
+}
+
+/// The kernel's table of all mounts that this process can reach.
+pub fn table() -> Result<Vec<u8>, Refusal> {
+    read("/proc/thread-self/mountinfo")
+}
+
+/// The mounts in a table, each with its number.
+pub fn entries(table: &[u8]) -> impl Iterator<Item = (u64, Entry)> {
+    lines(table).filter_map(parse)
 }
 
 /// `36 35 98:0 /root /point options optional... - type source options` (`man 5 proc_pid_mountinfo`).

@@ -24,7 +24,7 @@ use crate::args::Settings;
 use crate::connection::{Adopted, Connection};
 use crate::mount::Mount;
 use crate::socket::Kept;
-use crate::{EXIT_KERNEL, bind, place, say, sys};
+use crate::{EXIT_KERNEL, bind, mounts, place, say, sys};
 
 /// One daemon needs one, and one more for each errand.
 const CONNECTIONS_MAX: usize = 256;
@@ -217,6 +217,7 @@ impl Desk {
                 Ok(ok(&[]))
             }
             ([b"there", at], _) => place::there(bind_below, path(at)).map(flag),
+            ([b"mounts", after], _) => Ok((mounts::page(&self.settings, above(after)?)?, None)),
             ([b"unbind", target], _) => {
                 let was_bound = bind::unbind(&self.settings, path(target))?;
                 say(&format!("unbound `{}`", path(target).display()));

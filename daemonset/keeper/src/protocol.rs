@@ -13,6 +13,7 @@
 //! | `bind` source target | | mounts a directory of the file system somewhere else |
 //! | `publish` name target | | mounts a directory of the store of complete models somewhere else |
 //! | `there` path | `1` or `0` | whether it is a directory |
+//! | `mounts` id, or nothing | id, `bind` or `publish`, what, and target of each above it, ascending, some at a time | what is mounted for pods, as those would be asked for |
 //! | `unbind` target | `1`, or `0` if nothing was there | takes that back, and removes the directory |
 //! | `listen` path | ; and a socket | makes a listening stream socket, unless it is there |
 //! | `unlisten` path | | forgets it and removes its name |
@@ -41,7 +42,7 @@ use rustix::net::{
 };
 
 /// What `hello` asks for. Another number is another protocol.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Where the keeper listens.
 pub const SOCKET: &str = "/run/larder-keeper/keeper.sock";
 /// Bytes of a message: two paths of 4,095 bytes, the longest that Linux takes, do not fit, and

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use larder_keeper::{Mounted, What};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::Signal;
 
@@ -112,6 +113,8 @@ fn what_the_keeper_publishes_is_there_for_the_node_and_for_pods() {
         assert_eq!(scene.mounts().len(), 4, "{:?}", scene.mounts());
     }
     let mount = scene.mounts().into_iter().find(|line| line.contains("/pods/p/mount ")).unwrap();
+    let told = Mounted { target: target.clone(), what: What::Model("whole".into()) };
+    assert_eq!(errands.mounts().unwrap(), std::slice::from_ref(&told));
     assert!(mount.contains(" ro,nosuid,nodev,noexec"), "{mount}");
     assert!(fs::write(target.join("new"), "").is_err());
     go.write_all(b"\n").unwrap();
@@ -126,6 +129,7 @@ fn what_the_keeper_publishes_is_there_for_the_node_and_for_pods() {
     assert_eq!(read(target.join("plain")), content("whole"), "a publish needs no keeper");
     // The next one sees the same directory by another name.
     scene.start();
+    assert_eq!(errands.mounts().unwrap(), [told]);
     assert!(errands.unbind(&target).unwrap());
     assert!(!target.exists());
     go.write_all(b"\n").unwrap();

@@ -7,6 +7,7 @@ mod binds;
 mod containers;
 mod daemon;
 mod life;
+mod mounts;
 mod peers;
 mod publishes;
 mod scene;

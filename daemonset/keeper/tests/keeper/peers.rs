@@ -163,7 +163,7 @@ fn there_is_one_daemon_and_the_last_hello_is_it() {
     assert_eq!(first.keys(hello.fuse.epoch, None).unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
     assert_eq!(second.keys(hello.fuse.epoch, None).unwrap(), []);
     assert!(ask(&errand, b"keys\x001\0").starts_with("error|1|"), "no daemon without hello");
-    assert!(ask(&errand, b"hello\x003").starts_with("error|93|"), "another protocol");
+    assert!(ask(&errand, b"hello\x004").starts_with("error|93|"), "another protocol");
     assert!(!second.closed(), "which changes nothing");
     drop(scene);
     until("the end of the keeper is seen", || second.closed());
@@ -214,6 +214,8 @@ fn nonsense_ends_a_connection_and_nothing_else() {
         b"bind\0a",
         b"publish\0a",
         b"there",
+        b"mounts",
+        b"mounts\0x",
         b"back\x001",
         b"back\x001\x001",
         b"keys\x001",
@@ -251,7 +253,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     let before = scene.descriptors();
     let file = File::open(scene.path("store/model/plain")).unwrap();
     for count in [1, 2, 3, 10, 250] {
-        for message in [&b"hello\x002"[..], b"keys\x001\0", b"x", b"back\x001\x001", b"unbind\0/x"] {
+        for message in [&b"hello\x003"[..], b"keys\x001\0", b"x", b"back\x001\x001", b"unbind\0/x"] {
             if (count, message) == (1, b"back\x001\x001") {
                 continue;
             }
