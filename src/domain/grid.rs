@@ -52,7 +52,8 @@ impl Grid {
     /// The bytes of chunk `index`, cut at the end of the blob.
     #[must_use]
     pub fn chunk_range(&self, index: ChunkIndex) -> Range<u64> {
-        let start = (u64::from(index.0) * self.chunk_len).min(self.size);
+        // An index may be anything that a journal says.
+        let start = u64::from(index.0).saturating_mul(self.chunk_len).min(self.size);
         start..start.saturating_add(self.chunk_len).min(self.size)
     }
 
@@ -60,7 +61,7 @@ impl Grid {
     #[must_use]
     pub fn byte_range(&self, chunks: Range<u32>) -> Range<u64> {
         let start = self.chunk_range(ChunkIndex(chunks.start)).start;
-        let end = (u64::from(chunks.end) * self.chunk_len).min(self.size);
+        let end = u64::from(chunks.end).saturating_mul(self.chunk_len).min(self.size);
         start..end.max(start)
     }
 
@@ -84,9 +85,12 @@ mod tests {
     #[test]
     fn chunks_cover_the_blob_exactly_once() {
         const MIB: u64 = 1 << 20;
-        for size in [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB, (16384 * MIB) + 1, 5 << 40, u64::MAX >> 1] {
+        for size in [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB, (16384 * MIB) + 1, 5 << 40, u64::MAX >> 1, u64::MAX] {
             let grid = Grid::of_size(size);
             assert!(grid.chunk_len().is_power_of_two());
+            assert!(
+                grid.chunk_range(ChunkIndex(u32::MAX)).is_empty() && grid.byte_range(u32::MAX - 1..u32::MAX).is_empty()
+            );
             assert!(u64::from(grid.chunk_count()) <= CHUNK_COUNT_MAX);
             let mut end = 0;
             for index in 0..grid.chunk_count() {
