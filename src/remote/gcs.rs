@@ -27,6 +27,8 @@ const ENDPOINT: &str = "https://storage.googleapis.com";
 const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
 /// A page of 1,000 objects is below 1 MiB.
 const PAGE_LEN_MAX: usize = 8 << 20;
+/// Pages without an object in a row: a server may have looked through many that do not match.
+const EMPTY_PAGES_MAX: u32 = 100;
 
 /// One GCS source.
 #[derive(Debug)]
@@ -167,8 +169,14 @@ impl Remote for Gcs {
         let uri = self.source.to_string();
         let mut entries = Vec::new();
         let mut token: Option<String> = None;
+        let mut empty_pages = 0;
         loop {
             let page = self.page(token.as_deref()).await?;
+            empty_pages = if page.items.is_empty() { empty_pages + 1 } else { 0 };
+            if empty_pages > EMPTY_PAGES_MAX {
+                let detail = format!("the listing goes on after {EMPTY_PAGES_MAX} pages without an object");
+                return Err(Error::BadAnswer { uri, detail });
+            }
             for item in page.items {
                 entries.push(entry(&uri, item)?);
             }

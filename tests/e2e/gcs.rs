@@ -1,5 +1,7 @@
 //! Google Cloud Storage, through the client that users run.
 
+use std::io::{Read as _, Write as _};
+
 use larder_origins::{Checksums, Fault, Front, Issuer, Origin, SampleModel};
 use serde_json::json;
 
@@ -177,4 +179,21 @@ fn ranges_from_elsewhere_are_never_sealed() {
             assert!(ran.code == Some(65) && ran.stderr.contains("CRC32C"), "{ran:?}");
         }
     }
+}
+
+/// A server whose every page is empty and names another one.
+#[test]
+fn a_listing_without_an_end_is_given_up() {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for (number, mut stream) in listener.incoming().flatten().enumerate() {
+            let page = json!({"nextPageToken": number.to_string()}).to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", page.len());
+            let _ = stream.read(&mut [0; 4096]).and_then(|_| stream.write_all((head + &page).as_bytes()));
+        }
+    });
+    let larder = Larder::new([("STORAGE_EMULATOR_HOST", url)]);
+    let told = larder.fails(69, &["prefetch", "gs://models/m/"]);
+    assert!(told.contains("100 pages without an object"), "{told}");
 }
