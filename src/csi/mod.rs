@@ -9,6 +9,8 @@
 //! `publish` how it gets it.
 
 mod authority;
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod publish;
 mod rpc;

@@ -51,7 +51,7 @@ pub fn entries(table: &[u8]) -> impl Iterator<Item = (u64, Entry)> {
 }
 
 /// `36 35 98:0 /root /point options optional... - type source options` (`man 5 proc_pid_mountinfo`).
-fn parse(line: &[u8]) -> Option<(u64, Entry)> {
+pub fn parse(line: &[u8]) -> Option<(u64, Entry)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = text_of(fields.next()?).parse().ok()?;
     let device_number = text_of(fields.nth(1)?);

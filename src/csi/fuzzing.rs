@@ -1,0 +1,47 @@
+//! A door to the parsers of this layer, for `tests/fuzz` alone.
+
+use std::io;
+use std::sync::Arc;
+
+use prost::Message as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use super::message::{Publish, Unpublish};
+use super::volume::{self, Asked};
+use super::{Plugin, authority, rpc};
+
+/// Passes on what a client of HTTP/2 sends, put right.
+///
+/// # Errors
+/// Of either side, and for what is longer than may be.
+pub async fn put_right(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    authority::put_right(from, to).await
+}
+
+/// Reads a `NodePublishVolumeRequest`. `None` if it is none; else the owner of the volume or what is
+/// wrong with it.
+///
+/// # Panics
+/// When what was read does not read again as the same.
+#[must_use]
+pub fn publish(bytes: &[u8]) -> Option<Result<String, String>> {
+    let call = Publish::decode(bytes).ok()?;
+    assert_eq!(Publish::decode(&*call.encode_to_vec()).ok().as_ref(), Some(&call), "a message changes");
+    Some(Asked::read(call).map(|asked| asked.owner().to_string()).map_err(|failure| failure.message))
+}
+
+/// Reads a `NodeUnpublishVolumeRequest`. `None` if it is none; else whether it names a volume and a
+/// place.
+#[must_use]
+pub fn unpublish(bytes: &[u8]) -> Option<bool> {
+    let call = Unpublish::decode(bytes).ok()?;
+    Some(volume::id(&call.volume_id).is_ok() && volume::target(&call.target_path).is_ok())
+}
+
+/// Answers kubelet at a listener for ever.
+pub async fn serve(listener: UnixListener, plugin: Arc<Plugin>) {
+    let (_closing, closed) = watch::channel(false);
+    rpc::serve(listener, plugin, closed).await;
+}
