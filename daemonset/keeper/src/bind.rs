@@ -7,7 +7,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use larder_keeper::protocol::Refusal;
 use rustix::fs::{AtFlags, Mode, StatxFlags, statx};
@@ -27,8 +27,12 @@ const TARGET_MODE: u32 = 0o750;
 /// Held from the look at a target to its change. Nothing is asked of our daemon meanwhile.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Says whether whoever asked still waits for the answer. Who does not may ask for the opposite next, or
+/// have another daemon do so: nothing of theirs is done after that.
+pub type Waits<'a> = &'a dyn Fn() -> bool;
+
 /// Mounts `source`, a directory of the file system, at `target`.
-pub fn bind(mount: &Mount, settings: &Settings, source: &Path, target: &Path) -> Result<(), Refusal> {
+pub fn bind(mount: &Mount, settings: &Settings, source: &Path, target: &Path, waits: Waits<'_>) -> Result<(), Refusal> {
     if !is_plain(source) {
         return Err(Refusal::new(Errno::INVAL, format!("`{}` is no path relative to the mount", source.display())));
     }
@@ -36,11 +40,12 @@ pub fn bind(mount: &Mount, settings: &Settings, source: &Path, target: &Path) ->
     // Waits for the daemon, or for the next one.
     let source = open_beneath(&mount.root, source).map_err(refuse)?;
     let tree = clone(&source).map_err(refuse)?;
-    put(settings, &tree, target, |entry, at| entry.device_number == mount.device_number && inode(at) == inode(&source))
+    let is_it = |entry: &Entry, at: &OwnedFd| entry.device_number == mount.device_number && inode(at) == inode(&source);
+    put(settings, &tree, target, waits, is_it)
 }
 
 /// Mounts a complete model, a directory of real files, at `target`. Waits for no daemon.
-pub fn publish(settings: &Settings, name: &Path, target: &Path) -> Result<(), Refusal> {
+pub fn publish(settings: &Settings, name: &Path, target: &Path, waits: Waits<'_>) -> Result<(), Refusal> {
     if name.file_name() != Some(name.as_os_str()) {
         return Err(Refusal::new(Errno::INVAL, format!("`{}` is no name of a model", name.display())));
     }
@@ -52,7 +57,7 @@ pub fn publish(settings: &Settings, name: &Path, target: &Path) -> Result<(), Re
         errno => Refusal::kernel(errno, format_args!("make a mount of `{}` read-only", name.display())),
     })?;
     let models = Models::find(&settings.models)?;
-    put(settings, &tree, target, |entry, _| models.is(name, entry))
+    put(settings, &tree, target, waits, |entry, _| models.is(name, entry))
 }
 
 /// Attaches a tree at `target`, which is missing or empty. What a keeper left there is detached
@@ -61,11 +66,12 @@ fn put(
     settings: &Settings,
     tree: &OwnedFd,
     target: &Path,
+    waits: Waits<'_>,
     is_it: impl Fn(&Entry, &OwnedFd) -> bool,
 ) -> Result<(), Refusal> {
     let place = Place::find(&settings.bind_below, target)?;
     let refuse = |errno| Refusal::kernel(errno, format_args!("bind to `{}`", target.display()));
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn(waits)?;
     place.make_directory(Mode::from_raw_mode(TARGET_MODE)).map_err(refuse)?;
     for _ in 0..STACK_LEN_MAX {
         let directory = place.open().map_err(refuse)?;
@@ -90,13 +96,13 @@ fn put(
 
 /// Detaches every mount of ours at `target`, then removes the directory if it is empty. Says
 /// whether there was one.
-pub fn unbind(settings: &Settings, target: &Path) -> Result<bool, Refusal> {
+pub fn unbind(settings: &Settings, target: &Path, waits: Waits<'_>) -> Result<bool, Refusal> {
     let place = match Place::find(&settings.bind_below, target) {
         Err(refusal) if refusal.errno == Errno::NOENT.raw_os_error() => return Ok(false),
         place => place?,
     };
     let refuse = |errno| Refusal::kernel(errno, format_args!("unbind `{}`", target.display()));
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn(waits)?;
     let mut was_bound = false;
     for _ in 0..STACK_LEN_MAX {
         let directory = match place.open() {
@@ -111,6 +117,13 @@ pub fn unbind(settings: &Settings, target: &Path) -> Result<bool, Refusal> {
     }
     place.remove_directory().map_err(refuse)?;
     Ok(was_bound)
+}
+
+/// The turn of somebody who still waits. Asked in the turn: who leaves later asks later for something
+/// else, and that has its turn after this.
+fn turn(waits: Waits<'_>) -> Result<MutexGuard<'static, ()>, Refusal> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if waits() { Ok(turn) } else { Err(Refusal::new(Errno::CANCELED, "whoever asked has gone: nothing is changed")) }
 }
 
 /// What is mounted on a directory of a place, if anything.

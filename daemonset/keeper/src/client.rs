@@ -217,13 +217,21 @@ impl AsFd for Keeper {
 #[derive(Debug, Clone)]
 pub struct Errands {
     at: Arc<Path>,
+    patience: Duration,
 }
 
 impl Errands {
     /// Errands to the keeper that listens at `at`, now or later.
     #[must_use]
     pub fn new(at: impl AsRef<Path>) -> Self {
-        Self { at: at.as_ref().into() }
+        Self { at: at.as_ref().into(), patience: WALK_TIMEOUT }
+    }
+
+    /// The same keeper, and less patience: each errand ends within so long, from its connection to its
+    /// answer.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self { at: Arc::clone(&self.at), patience: patience.min(WALK_TIMEOUT) }
     }
 
     /// Mounts the directory `source` of the file system, a path relative to its root, at `target`,
@@ -319,7 +327,9 @@ impl Errands {
     }
 
     fn errand(&self, request: &[&[u8]]) -> io::Result<Packet> {
-        call(&open(&self.at, ANSWER_TIMEOUT)?, request, None, WALK_TIMEOUT)
+        let began = Instant::now();
+        let socket = open(&self.at, self.patience.min(ANSWER_TIMEOUT))?;
+        call(&socket, request, None, self.patience.saturating_sub(began.elapsed()))
     }
 }
 
@@ -337,8 +347,12 @@ pub fn errno(error: &io::Error) -> Option<i32> {
 
 fn open(at: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
-    connect(&socket, &SocketAddrUnix::new(at)?)?;
+    limit(&socket, Timeout::Send, timeout)?;
+    connect(&socket, &SocketAddrUnix::new(at)?).map_err(|errno| match errno {
+        // The queue of those who wait to be accepted is full.
+        Errno::AGAIN => lost(errno),
+        errno => errno.into(),
+    })?;
     Ok(socket)
 }
 
@@ -348,12 +362,14 @@ fn call(
     descriptor: Option<BorrowedFd<'_>>,
     timeout: Duration,
 ) -> io::Result<Packet> {
-    set_socket_timeout(socket, Timeout::Recv, Some(timeout))?;
+    let began = Instant::now();
+    limit(socket, Timeout::Send, timeout)?;
     // A keeper that refuses to listen has said why before it closed the connection.
     match protocol::send(socket, &join(request), descriptor) {
         Ok(()) | Err(Errno::PIPE) => {}
         Err(errno) => return Err(lost(errno)),
     }
+    limit(socket, Timeout::Recv, timeout.saturating_sub(began.elapsed()))?;
     let received = match protocol::receive(socket) {
         Err(Errno::CONNRESET) => protocol::receive(socket),
         received => received,
@@ -367,6 +383,11 @@ fn call(
         }
         _ => Err(not_an_answer()),
     }
+}
+
+/// No time at all would be for ever.
+fn limit(socket: &OwnedFd, of: Timeout, timeout: Duration) -> io::Result<()> {
+    Ok(set_socket_timeout(socket, of, Some(timeout.max(Duration::from_millis(1))))?)
 }
 
 fn bytes(path: &Path) -> &[u8] {

@@ -9,13 +9,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use larder_keeper::fuse::Agreed;
 use larder_keeper::protocol::{self, Packet, Refusal, join, number, path};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
@@ -206,20 +206,20 @@ impl Desk {
             }
             ([b"bind", source, target], _) => {
                 let (source, target) = (path(source), path(target));
-                self.bind(source, target)?;
+                self.bind(source, target, connection)?;
                 say(&format!("bound `{}` to `{}`", source.display(), target.display()));
                 Ok(ok(&[]))
             }
             ([b"publish", name, target], _) => {
                 let (name, target) = (path(name), path(target));
-                bind::publish(&self.settings, name, target)?;
+                bind::publish(&self.settings, name, target, &|| waits(connection))?;
                 say(&format!("published `{}` at `{}`", name.display(), target.display()));
                 Ok(ok(&[]))
             }
             ([b"there", at], _) => place::there(bind_below, path(at)).map(flag),
             ([b"mounts", after], _) => Ok((mounts::page(&self.settings, above(after)?)?, None)),
             ([b"unbind", target], _) => {
-                let was_bound = bind::unbind(&self.settings, path(target))?;
+                let was_bound = bind::unbind(&self.settings, path(target), &|| waits(connection))?;
                 say(&format!("unbound `{}`", path(target).display()));
                 Ok(flag(was_bound))
             }
@@ -282,22 +282,37 @@ impl Desk {
         daemon.as_ref().is_some_and(|daemon| Arc::ptr_eq(daemon, connection))
     }
 
-    fn bind(&'static self, source: &Path, target: &Path) -> Result<(), Refusal> {
+    fn bind(&'static self, source: &Path, target: &Path, connection: &OwnedFd) -> Result<(), Refusal> {
         let Some(_counted) = Counted::new(&self.binds, BINDS_MAX) else {
             return Err(Refusal::new(Errno::BUSY, format!("{BINDS_MAX} binds wait for the daemon already")));
         };
-        let walk = || {
+        // The walk has let go of the connection, so it asks here whether anybody waits.
+        let (ask, asked) = mpsc::channel::<mpsc::Sender<bool>>();
+        let walk = move || {
             sys::keep_only(&self.mount.root)
                 .map_err(|error| Refusal::new(Errno::NOSYS, format!("cannot let go of /dev/fuse: {error}")))?;
-            bind::bind(&self.mount, &self.settings, source, target)
+            let waits = || {
+                let (answer, answered) = mpsc::channel();
+                ask.send(answer).is_ok() && answered.recv() == Ok(true)
+            };
+            bind::bind(&self.mount, &self.settings, source, target, &waits)
         };
-        let walked =
-            thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, walk).map(ScopedJoinHandle::join));
+        let walked = thread::scope(|scope| {
+            let walking = thread::Builder::new().spawn_scoped(scope, walk)?;
+            asked.iter().for_each(|answer| drop(answer.send(waits(connection))));
+            std::io::Result::Ok(walking.join())
+        });
         match walked {
             Ok(Ok(result)) => result,
             _ => Err(Refusal::new(Errno::AGAIN, "the thread of a bind did not start or did not end well")),
         }
     }
+}
+
+/// Whether the other side is still there for an answer.
+fn waits(connection: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(connection, PollFlags::RDHUP)];
+    !matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1..))
 }
 
 fn texts(fields: &[String]) -> Answer {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::thread;
 
-use larder_keeper::Errands;
+use larder_keeper::{Errands, protocol};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -177,4 +177,21 @@ fn a_bind_that_waits_does_not_keep_a_killed_keeper_alive() {
         scene.end(signal);
         bind.join().unwrap().unwrap_err();
     }
+}
+
+/// The daemon before asked, and was killed while the walk waited for it; the next one has taken the
+/// volume away since.
+#[test]
+fn a_bind_that_waited_for_a_daemon_ends_with_the_one_that_asked() {
+    let Some(scene) = scene() else { return };
+    let target = scene.path("pods/p/mount");
+    let asked = scene.raw();
+    let target_bytes = target.to_str().expect("ASCII").as_bytes();
+    protocol::send(&asked, &protocol::join(&[b"bind", b"model", target_bytes]), None).expect("sent");
+    until("it waits for a daemon", || scene.threads() == 3);
+    drop(asked);
+    let _daemon = scene.daemon(false);
+    until("it has ended", || scene.logs("whoever asked has gone") == 1);
+    assert!(!target.exists());
+    assert_eq!(scene.mounts().len(), 1, "{:?}", scene.mounts());
 }

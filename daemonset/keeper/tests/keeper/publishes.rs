@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use larder_keeper::Errands;
 use rustix::io::Errno;
 use rustix::mount::mount_bind;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::scene::{PEER_UID, Scene, content, empty_scene, errno, mount_tmpfs, read, scene, until};
 
@@ -47,6 +48,29 @@ fn a_model_is_published_once_and_nobody_writes_to_it() {
     assert_eq!(scene.mounts().len(), 1);
     assert!(scene.models().join("whole/plain").exists());
     until("no descriptor is kept", || scene.descriptors() == descriptors);
+}
+
+/// A keeper that hung finds requests whose askers have long asked others for the opposite.
+#[test]
+fn what_nobody_waits_for_any_more_is_not_done() {
+    let Some((scene, errands)) = published() else { return };
+    let _daemon = scene.daemon(false);
+    let targets = ["a", "b", "c"].map(|name| scene.path("pods/p").join(name));
+    errands.publish("whole", &targets[2]).unwrap();
+    let pid = Pid::from_raw(scene.pid().cast_signed()).expect("a process");
+    kill_process(pid, Signal::STOP).expect("a signal");
+    let impatient = errands.within(Duration::from_millis(50));
+    for error in [
+        impatient.publish("whole", &targets[0]).unwrap_err(),
+        impatient.bind("model", &targets[1]).unwrap_err(),
+        impatient.unbind(&targets[2]).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    }
+    kill_process(pid, Signal::CONT).expect("a signal");
+    until("all have been seen", || scene.logs("whoever asked has gone") == 3);
+    assert!(!targets[0].exists() && !targets[1].exists());
+    assert_eq!(read(targets[2].join("plain")), content("whole"));
 }
 
 /// Names that /proc writes otherwise than they are.

@@ -212,6 +212,11 @@ impl Scene {
         fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a process").count()
     }
 
+    /// How often the keeper has said something.
+    pub fn logs(&self, text: &str) -> usize {
+        fs::read_to_string(self.path("log")).unwrap_or_default().matches(text).count()
+    }
+
     pub fn logged(&self, text: &str) -> bool {
         fs::read_to_string(self.path("log")).unwrap_or_default().contains(text)
     }
