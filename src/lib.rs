@@ -13,6 +13,7 @@ pub mod csi;
 pub mod daemon;
 pub mod domain;
 pub mod fetch;
+pub mod lanes;
 pub mod mount;
 pub mod remote;
 pub mod report;

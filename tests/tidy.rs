@@ -7,21 +7,23 @@ use std::path::{Path, PathBuf};
 /// Which layers each layer may use. A layer not named here is a new one: name it.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &[]),
+    ("lanes", &[]),
     ("telemetry", &[]),
     ("store", &["domain"]),
-    ("remote", &["domain"]),
+    ("remote", &["domain", "lanes"]),
     ("fetch", &["domain", "store", "remote"]),
     ("report", &["domain", "store", "remote", "fetch"]),
-    ("cache", &["domain", "telemetry", "store", "remote", "fetch", "report"]),
+    ("cache", &["domain", "lanes", "telemetry", "store", "remote", "fetch", "report"]),
     ("config", &["domain", "fetch", "report"]),
-    ("control", &["domain", "telemetry", "fetch", "report", "cache"]),
+    ("control", &["domain", "lanes", "telemetry", "fetch", "report", "cache"]),
     ("mount", &["domain", "store", "cache"]),
-    ("csi", &["domain", "store", "remote", "fetch", "report", "cache"]),
+    ("csi", &["domain", "lanes", "store", "remote", "fetch", "report", "cache"]),
     ("cluster", &["domain", "telemetry", "fetch", "report", "cache"]),
     (
         "daemon",
         &[
             "domain",
+            "lanes",
             "telemetry",
             "mount",
             "csi",

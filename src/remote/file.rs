@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,21 +13,31 @@ use bytes::Bytes;
 use super::objects::OBJECT_COUNT_MAX;
 use super::{Body, Error, Listing, Remote};
 use crate::domain::{Claims, ModelPath, Object, Source, Version, check_paths};
+use crate::lanes::Lane;
 
 const READ_LEN: u64 = 512 << 10;
 /// Directories nest no deeper than this: a loop of links must end.
 const DEPTH_MAX: usize = 64;
+/// Reads of one source at once, and those that wait. A server that is gone has them hang for ever.
+const READS_MAX: usize = 16;
+const WAITING_MAX: usize = 4_096;
+/// How long one read may take, and the listing of a directory tree.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
+const LIST_PATIENCE: Duration = Duration::from_mins(5);
 
 /// A directory or one file.
 #[derive(Debug)]
 pub(super) struct Files {
     source: Source,
     root: PathBuf,
+    /// Threads that may hang: those of others stay theirs.
+    reads: Lane,
 }
 
 impl Files {
     pub(super) fn open(source: &Source) -> Self {
-        Self { source: source.clone(), root: Path::new("/").join(source.path()) }
+        let reads = Lane::new("file-origin", READS_MAX, WAITING_MAX);
+        Self { source: source.clone(), root: Path::new("/").join(source.path()), reads }
     }
 
     fn walk(&self) -> Result<Listing, Error> {
@@ -128,10 +139,9 @@ fn error(path: &Path, error: &io::Error) -> Error {
 #[async_trait]
 impl Remote for Files {
     async fn list(&self) -> Result<Listing, Error> {
-        let files = Self { source: self.source.clone(), root: self.root.clone() };
-        let uri = self.source.to_string();
-        let listing = tokio::task::spawn_blocking(move || files.walk()).await;
-        listing.map_err(|e| Error::Unavailable { uri, detail: e.to_string() })?
+        let files = Self { source: self.source.clone(), root: self.root.clone(), reads: self.reads.clone() };
+        let listing = self.reads.look(LIST_PATIENCE, move || files.walk()).await;
+        listing.map_err(|missed| error(&self.root, &io::Error::other(missed)))?
     }
 
     async fn claims(&self, object: &Object) -> Result<Claims, Error> {
@@ -142,14 +152,18 @@ impl Remote for Files {
         let path = Path::new("/").join(&object.key);
         let wanted = object.version.clone();
         let first = Reading { file: None, path, wanted, at: range.start, end: range.end };
-        Ok(Box::pin(futures::stream::unfold(Some(first), |reading| async move {
-            let mut reading = reading.filter(|reading| reading.at < reading.end)?;
-            let path = reading.path.clone();
-            let read = tokio::task::spawn_blocking(move || reading.next().map(|slice| (slice, reading))).await;
-            match read {
-                Ok(Ok((slice, reading))) => Some((Ok(slice), Some(reading))),
-                Ok(Err(error)) => Some((Err(error), None)),
-                Err(panic) => Some((Err(error(&path, &io::Error::other(panic))), None)),
+        let reads = self.reads.clone();
+        Ok(Box::pin(futures::stream::unfold(Some(first), move |reading| {
+            let reads = reads.clone();
+            async move {
+                let mut reading = reading.filter(|reading| reading.at < reading.end)?;
+                let path = reading.path.clone();
+                let read = reads.look(READ_PATIENCE, move || reading.next().map(|slice| (slice, reading))).await;
+                match read {
+                    Ok(Ok((slice, reading))) => Some((Ok(slice), Some(reading))),
+                    Ok(Err(error)) => Some((Err(error), None)),
+                    Err(missed) => Some((Err(error(&path, &io::Error::other(missed))), None)),
+                }
             }
         })))
     }
@@ -201,7 +215,7 @@ mod tests {
     fn what_is_removed_while_listing_is_left_out_and_a_broken_link_is_said() {
         let directory = tempfile::tempdir().expect("a directory");
         let source = Source::parse(&format!("file://{}/", directory.path().display())).expect("a source");
-        let files = Files { source, root: directory.path().to_owned() };
+        let files = Files { root: directory.path().to_owned(), ..Files::open(&source) };
         let mut listing = Listing::default();
         let gone = directory.path().join("gone");
         assert!(metadata_if_there(&gone).expect("no error").is_none());
