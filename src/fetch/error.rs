@@ -47,7 +47,7 @@ pub enum Error {
         times: u32,
     },
     /// The globs leave nothing.
-    #[error("`{source_uri}` has {listed} files, and --include/--exclude leave none of them")]
+    #[error("`{source_uri}` has {listed} files, and the include and exclude globs leave none of them")]
     NothingSelected {
         /// The source.
         source_uri: String,

@@ -41,7 +41,7 @@ fn nothing_there() {
     let told = larder.fails(66, &["prefetch", "s3://modells/m/"]);
     assert!(told.contains("`s3://modells/m/`: no such bucket"), "{told}");
     let told = larder.fails(66, &["prefetch", "s3://models/m", "--include", "*.gguf"]);
-    assert!(told.contains("--include/--exclude leave none"), "{told}");
+    assert!(told.contains("include and exclude globs leave none"), "{told}");
     let told = larder.fails(66, &["prefetch", "file:///no/such/directory"]);
     assert!(told.contains("`file:///no/such/directory`"), "{told}");
 }
