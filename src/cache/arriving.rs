@@ -206,19 +206,24 @@ impl Cache {
     /// Leases of the listing become leases of the model too.
     async fn hand_over(self: &Arc<Self>, listing: Digest, key: String) -> Result<(), Failure> {
         let cache = Arc::clone(self);
+        let waiting = blocking(move || {
+            let residency = &cache.residency;
+            let Some(resident) = residency.resident(&key)? else { return Ok(None) };
+            if resident.record.listing() != listing {
+                return Ok(None);
+            }
+            let book = residency.book();
+            let waiting = book.leases().filter(|(_, lease)| lease.digest == listing);
+            let waiting: Vec<(String, Lease)> = waiting.map(|(id, lease)| (id.clone(), lease.clone())).collect();
+            Ok(Some((resident, waiting)))
+        });
+        let Some((resident, waiting)) = waiting.await? else { return Ok(()) };
+        let lives = self.residency.lives(waiting.iter().map(|(_, lease)| lease.owner.clone())).await;
+        let is_left = |lease: &Lease| lease.seen && lives.get(&lease.owner) == Some(&Life::Gone);
+        let left = waiting.iter().filter(|(_, lease)| is_left(lease)).map(|(id, _)| id.clone()).collect();
+        let cache = Arc::clone(self);
         blocking(move || {
             let residency = &cache.residency;
-            let Some(resident) = residency.resident(&key)? else { return Ok(()) };
-            if resident.record.listing() != listing {
-                return Ok(());
-            }
-            let waiting: Vec<(String, Lease)> = {
-                let book = residency.book();
-                let waiting = book.leases().filter(|(_, lease)| lease.digest == listing);
-                waiting.map(|(id, lease)| (id.clone(), lease.clone())).collect()
-            };
-            let is_left = |lease: &Lease| lease.seen && lease.owner.life(&residency.pods) == Life::Gone;
-            let left = waiting.into_iter().filter(|(_, lease)| is_left(lease)).map(|(id, _)| id).collect();
             let leased = residency.book().lease_also(&residency.store, &left, &listing, resident.digest);
             leased.map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))
         })
@@ -229,8 +234,11 @@ impl Cache {
     async fn unread(&self, id: &Digest, one: &One) {
         loop {
             let left = LINGER.saturating_sub(lock(&one.read).elapsed());
-            if left.is_zero() && !self.residency.book().is_used(id) {
-                return;
+            if left.is_zero() {
+                let (residency, id) = (Arc::clone(&self.residency), *id);
+                if blocking(move || Ok(!residency.book().is_used(&id))).await.unwrap_or(false) {
+                    return;
+                }
             }
             tokio::time::sleep(left.max(Duration::from_secs(1))).await;
         }

@@ -46,7 +46,33 @@ pub struct Wish {
     pub lease: LeaseWish,
     /// How often to say how far it is.
     pub progress_every: Duration,
+    /// What is waited for meanwhile, for whoever looks.
+    pub waits: Waits,
 }
+
+/// What somebody who asks for a model waits for at the moment, where that is not its origin. Clones
+/// show the same.
+#[derive(Debug, Clone, Default)]
+pub struct Waits(Arc<Mutex<&'static str>>);
+
+impl Waits {
+    /// In words; empty for its origin.
+    #[must_use]
+    pub fn now(&self) -> &'static str {
+        *super::lock(&self.0)
+    }
+
+    async fn on<T>(&self, what: &'static str, wait: impl Future<Output = T>) -> T {
+        *super::lock(&self.0) = what;
+        let come = wait.await;
+        *super::lock(&self.0) = "";
+        come
+    }
+}
+
+const DISK: &str = "the disk of this node";
+const MOUNT: &str = "larder's mount on this node";
+const KEEPER: &str = "larder-keeper to say whether the pod is there";
 
 /// Who will use a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +88,9 @@ pub enum LeaseWish {
 impl Wish {
     /// A wish with progress in the usual rhythm.
     #[must_use]
-    pub const fn new(source: Source, selection: Selection, fresh: bool, lease: LeaseWish) -> Self {
-        Self { source, selection, fresh, lazy: false, keys: None, lease, progress_every: PROGRESS_INTERVAL }
+    pub fn new(source: Source, selection: Selection, fresh: bool, lease: LeaseWish) -> Self {
+        let (progress_every, waits) = (PROGRESS_INTERVAL, Waits::default());
+        Self { source, selection, fresh, lazy: false, keys: None, lease, progress_every, waits }
     }
 
     /// The id of the record that its source and selection have in the store.
@@ -165,7 +192,7 @@ impl Cache {
         tell: &mut (dyn FnMut(Event) + Send),
         started: Instant,
     ) -> Result<(Granted, telemetry::Outcome), Failure> {
-        self.mounted().await?;
+        wish.waits.on(MOUNT, self.mounted()).await?;
         let (id, key) = (wish.record_id(), wish.flight_key());
         let _marked = self.residency.moving(&id);
         for _ in 0..ROUNDS_MAX {
@@ -174,14 +201,11 @@ impl Cache {
             }
             // Before the look: an answer that comes between the two may have brought another model.
             let answer = self.answers.within(&key, self.recheck);
-            let here = self.find(&id).await?;
+            let (here, pinned) = wish.waits.on(DISK, self.find(&id)).await?;
             // Where the origin does not answer, nobody knows what somebody's own credentials are good for.
             let stand_in = here.as_ref().filter(|_| !wish.fresh && wish.keys.is_none());
             if let Some(resident) = here.as_ref().filter(|_| !wish.fresh) {
-                let pinned = wish.keys.is_none() && {
-                    let book = self.residency.book();
-                    book.is_pinned(&id) || book.is_pinned(&resident.digest.to_string())
-                };
+                let pinned = pinned && wish.keys.is_none();
                 match answer {
                     Some(Answer::Missing(_)) if stand_in.is_none() => {}
                     Some(Answer::Missing(why)) if !pinned => {
@@ -203,7 +227,7 @@ impl Cache {
             let (why, failure) = match Self::wait(&seat, wish, lazy, stand_in.is_some(), tell).await {
                 Wait::Landed(Landing { result: Ok(outcome), .. }) => {
                     // Evicted since, if it is not here: the next round pulls it again.
-                    let Some(resident) = self.find(&id).await? else { continue };
+                    let (Some(resident), _) = wish.waits.on(DISK, self.find(&id)).await? else { continue };
                     let flown = Flown { outcome: &outcome, flight: seat.flight() };
                     let Some(granted) = self.grant(wish, &resident, Some(flown), started, tell).await? else {
                         continue;
@@ -242,9 +266,19 @@ impl Cache {
         ))
     }
 
-    async fn find(self: &Arc<Self>, key: &str) -> Result<Option<Arc<Resident>>, Failure> {
+    /// The complete model of a source, and whether it is pinned.
+    async fn find(self: &Arc<Self>, key: &str) -> Result<(Option<Arc<Resident>>, bool), Failure> {
         let (cache, key) = (Arc::clone(self), key.to_owned());
-        blocking(move || Ok(cache.residency.resident(&key)?)).await
+        let find = move || {
+            let resident = cache.residency.resident(&key)?;
+            // Whoever writes down a lease has this lock while it waits for the disk.
+            let book = cache.residency.book();
+            let is_pinned = |resident: &Arc<Resident>| book.is_pinned(&resident.digest.to_string());
+            let pinned = book.is_pinned(&key) || resident.as_ref().is_some_and(is_pinned);
+            drop(book);
+            Ok((resident, pinned))
+        };
+        blocking(find).await
     }
 
     /// Waits for a flight and tells how far it is. Where a copy could stand in, the origin must say
@@ -281,10 +315,10 @@ impl Cache {
         started: Instant,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Option<Granted>, Failure> {
-        let owner = self.owner_of(wish, tell).await?;
+        let owner = wish.waits.on(KEEPER, self.owner_of(wish, tell)).await?;
         let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
-        let lease = blocking(move || {
+        let take = blocking(move || {
             let residency = &cache.residency;
             let lease = {
                 let mut book = residency.book();
@@ -301,8 +335,8 @@ impl Cache {
                 (id, callers)
             };
             Ok(lease.map(|id| id.map(held)))
-        })
-        .await?;
+        });
+        let lease = wish.waits.on(DISK, take).await?;
         let (id, lease) = match lease {
             Ok(lease) => lease.unzip(),
             Err(Refused::Leaving) => return Ok(None),
@@ -345,8 +379,7 @@ impl Cache {
             LeaseWish::Caller => self.next_connection(),
             LeaseWish::Owner(owner) => owner.clone(),
         };
-        let (cache, looked_for) = (Arc::clone(self), owner.clone());
-        let seen = blocking(move || Ok(looked_for.life(&cache.residency.pods) == Life::Alive)).await?;
+        let seen = self.residency.life(&owner).await == Life::Alive;
         if let Some(uid) = owner.pod().filter(|_| !seen) {
             let pods = &self.residency.pods;
             let message =
@@ -365,10 +398,10 @@ impl Cache {
         started: Instant,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Granted, Failure> {
-        let owner = self.owner_of(wish, tell).await?;
+        let owner = wish.waits.on(KEEPER, self.owner_of(wish, tell)).await?;
         let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, kept) = (Arc::clone(self), Arc::clone(&record));
-        let (listing, lease) = blocking(move || {
+        let take = blocking(move || {
             let residency = &cache.residency;
             let mut book = residency.book();
             // Under the lock: without a lease of it, housekeeping forgets it.
@@ -378,8 +411,8 @@ impl Cache {
             let id = lease.transpose().map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))?;
             let callers = is_callers.then(|| id.clone().map(|id| CallersLease { cache: Arc::clone(&cache), id }));
             Ok((listing, (id, callers.flatten())))
-        })
-        .await?;
+        });
+        let (listing, lease) = wish.waits.on(DISK, take).await?;
         let (id, lease) = lease;
         let moving = seat.flight().moving();
         // The flight goes on for as long as the lease does.
@@ -405,7 +438,7 @@ impl Cache {
     pub(super) fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {
         self.board.board(key, &wish.source.to_string(), |flight| {
             let (cache, wish, key) = (Arc::clone(self), wish.clone(), key.to_owned());
-            tokio::spawn(async move { cache.fly(wish, key, flight).await });
+            self.spawn_pull(async move { cache.fly(wish, key, flight).await });
         })
     }
 

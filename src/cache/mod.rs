@@ -27,7 +27,7 @@ mod verify;
 mod wanted;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -41,7 +41,7 @@ use crate::telemetry::Metrics;
 pub use arriving::ReadError;
 pub use book::{Book, Refused};
 pub use change::HOLDER;
-pub use ensure::{Granted, LeaseWish, Wish};
+pub use ensure::{Granted, LeaseWish, Waits, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
 pub use herald::Herald;
 pub use mounted::{ARRIVING, MountStatus};
@@ -82,6 +82,8 @@ pub struct Cache {
     scrubbed: scrub::Scrubbed,
     connections: AtomicU64,
     stopping: AtomicBool,
+    /// Where pulls run, if not where they are asked for.
+    pulls: OnceLock<tokio::runtime::Handle>,
     /// Whether what another boot left unproven has been hashed.
     proven: watch::Sender<bool>,
 }
@@ -110,6 +112,7 @@ impl Cache {
             scrubbed: scrub::Scrubbed::default(),
             connections: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            pulls: OnceLock::new(),
             proven: watch::Sender::new(false),
         }))
     }
@@ -134,6 +137,19 @@ impl Cache {
         self.store().space()
     }
 
+    /// Has pulls run in a runtime of their own: a disk or an origin that hangs takes its threads, and
+    /// none of those that answer. The first one stays.
+    pub fn set_pulls(&self, runtime: tokio::runtime::Handle) {
+        let _ = self.pulls.set(runtime);
+    }
+
+    fn spawn_pull(&self, pull: impl Future<Output = ()> + Send + 'static) {
+        match self.pulls.get() {
+            Some(runtime) => drop(runtime.spawn(pull)),
+            None => drop(tokio::spawn(pull)),
+        }
+    }
+
     /// Says that what another boot left unproven has been hashed.
     pub fn set_proven(&self) {
         self.proven.send_replace(true);
@@ -145,9 +161,8 @@ impl Cache {
     }
 
     /// Whether a pod is not on this node any more, by the word of whoever sees pods.
-    pub async fn is_pod_gone(self: &Arc<Self>, uid: &str) -> bool {
-        let (cache, uid) = (Arc::clone(self), uid.to_owned());
-        blocking(move || Ok(cache.residency.pods.life(&uid) == owner::Life::Gone)).await.unwrap_or(false)
+    pub async fn is_pod_gone(&self, uid: &str) -> bool {
+        self.residency.life(&Owner::Pod(uid.to_owned())).await == owner::Life::Gone
     }
 
     fn next_connection(&self) -> Owner {

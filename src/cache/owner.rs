@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,14 +50,14 @@ pub enum Life {
     Unseen,
 }
 
-/// Says whether the pod of a UID is on this node; `None` where there is no answer.
-type Ask = Box<dyn Fn(&str) -> Option<bool> + Send + Sync>;
+/// Says within a time whether the pod of a UID is on this node; `None` where there is no answer.
+type Ask = Box<dyn Fn(&str, Duration) -> Option<bool> + Send + Sync>;
 
 /// How pods of this node are seen.
 pub enum Pods {
     /// In this directory of kubelet, where each that is on the node has one named by its UID.
     Directory(PathBuf),
-    /// By asking somebody who may look there. It may take seconds.
+    /// By asking somebody who may look there, and who may not answer.
     Asked(Ask),
 }
 
@@ -70,9 +71,9 @@ impl fmt::Debug for Pods {
 }
 
 impl Pods {
-    /// Whether the pod of that UID is on this node.
+    /// Whether the pod of that UID is on this node. Whoever is asked has so long to answer.
     #[must_use]
-    pub fn life(&self, uid: &str) -> Life {
+    pub fn life(&self, uid: &str, patience: Duration) -> Life {
         match self {
             Self::Directory(pods) => match fs::metadata(pods.join(uid)) {
                 Ok(found) if found.is_dir() => Life::Alive,
@@ -81,7 +82,7 @@ impl Pods {
                 _ if pods.is_dir() => Life::Gone,
                 _ => Life::Unseen,
             },
-            Self::Asked(ask) => match ask(uid) {
+            Self::Asked(ask) => match ask(uid, patience) {
                 Some(true) => Life::Alive,
                 Some(false) => Life::Gone,
                 None => Life::Unseen,
@@ -151,11 +152,11 @@ impl Owner {
         }
     }
 
-    /// Whether the owner is still there, as far as can be seen. May wait for whoever sees pods.
+    /// Whether the owner is still there, as far as can be seen. May wait so long for whoever sees pods.
     #[must_use]
-    pub fn life(&self, pods: &Pods) -> Life {
+    pub fn life(&self, pods: &Pods, patience: Duration) -> Life {
         match self {
-            Self::Pod(uid) | Self::Volume { pod: uid, .. } => pods.life(uid),
+            Self::Pod(uid) | Self::Volume { pod: uid, .. } => pods.life(uid, patience),
             Self::Process { pid, started, boot } => {
                 let same = *boot == boot_id() && started_at(*pid) == Some(*started);
                 if same { Life::Alive } else { Life::Gone }
@@ -199,21 +200,23 @@ fn small_file(path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    const SOON: Duration = Duration::from_secs(1);
+
     #[test]
     fn a_process_is_itself_and_no_later_one_of_its_pid() {
         let nowhere = Pods::Directory("/nowhere".into());
         let own = Owner::parse(&format!("process:{}", std::process::id())).expect("this process");
-        assert_eq!(own.life(&nowhere), Life::Alive);
+        assert_eq!(own.life(&nowhere, SOON), Life::Alive);
         let Owner::Process { pid, started, boot } = own else { panic!("a process") };
         let other = Owner::Process { pid, started: started + 1, boot: boot.clone() };
-        assert_eq!(other.life(&nowhere), Life::Gone);
-        assert_eq!(Owner::Process { pid, started, boot: "other".into() }.life(&nowhere), Life::Gone);
+        assert_eq!(other.life(&nowhere, SOON), Life::Gone);
+        assert_eq!(Owner::Process { pid, started, boot: "other".into() }.life(&nowhere, SOON), Life::Gone);
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
         let owner = Owner::parse(&format!("process:{}", child.id())).expect("a process");
-        assert_eq!(owner.life(&nowhere), Life::Alive);
+        assert_eq!(owner.life(&nowhere, SOON), Life::Alive);
         child.kill().expect("killed");
         child.wait().expect("reaped");
-        assert_eq!(owner.life(&nowhere), Life::Gone);
+        assert_eq!(owner.life(&nowhere, SOON), Life::Gone);
     }
 
     #[test]
@@ -221,14 +224,14 @@ mod tests {
         let kubelet = tempfile::tempdir().expect("a directory");
         let pod = Owner::parse("pod:5d0c").expect("a pod");
         let pods = Pods::Directory(kubelet.path().join("pods"));
-        assert_eq!(pod.life(&pods), Life::Unseen);
+        assert_eq!(pod.life(&pods, SOON), Life::Unseen);
         fs::create_dir_all(kubelet.path().join("pods/5d0c")).expect("created");
-        assert_eq!(pod.life(&pods), Life::Alive);
+        assert_eq!(pod.life(&pods, SOON), Life::Alive);
         fs::remove_dir(kubelet.path().join("pods/5d0c")).expect("removed");
-        assert_eq!(pod.life(&pods), Life::Gone);
+        assert_eq!(pod.life(&pods, SOON), Life::Gone);
         let file = Pods::Directory(kubelet.path().join("file/pods"));
         fs::File::create(kubelet.path().join("file")).expect("a file");
-        assert_eq!(pod.life(&file), Life::Unseen, "who cannot look does not say that nothing is there");
+        assert_eq!(pod.life(&file, SOON), Life::Unseen, "who cannot look does not say that nothing is there");
     }
 
     #[test]
@@ -236,8 +239,8 @@ mod tests {
         let volume = Owner::Volume { id: "1".into(), pod: "5d0c".into(), name: Some("team/server-0".into()) };
         assert_eq!((volume.to_string(), volume.told()), ("volume:1:5d0c".into(), "pod team/server-0".into()));
         for (answer, life) in [(Some(true), Life::Alive), (Some(false), Life::Gone), (None, Life::Unseen)] {
-            let asked = Pods::Asked(Box::new(move |uid| answer.filter(|_| uid == "5d0c")));
-            assert_eq!(volume.life(&asked), life);
+            let asked = Pods::Asked(Box::new(move |uid, _| answer.filter(|_| uid == "5d0c")));
+            assert_eq!(volume.life(&asked, SOON), life);
         }
     }
 

@@ -6,23 +6,32 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::StreamExt as _;
 use tokio::sync::watch;
 
 use super::book::{Book, Lease};
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
 use super::herald::Herald;
-use super::lock;
-use super::owner::{Owner, Pods};
+use super::owner::{Life, Owner, Pods};
+use super::{blocking, lock};
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
+use crate::lanes::Lane;
+use crate::report::Failure;
 use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
 use crate::telemetry::Metrics;
 
 /// Evictions for one reservation: files that readers have open free nothing, and then the next
 /// model has to go.
 const ROUNDS_MAX: u32 = 4;
+/// Owners that are looked for at once, and those that wait for it.
+const LOOKS_AT_ONCE: usize = 4;
+const LOOKS_WAITING_MAX: usize = 4_096;
+/// How long one look may take, and all those of a round.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
+const ROUND_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How full the file system may be, in percent of what an unprivileged user can write.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +88,9 @@ struct Known {
 pub struct Residency {
     pub(super) store: Arc<Store>,
     pub(super) watermarks: Watermarks,
-    pub(super) pods: Pods,
+    pub(super) pods: Arc<Pods>,
+    /// Where it is looked whether owners are there.
+    looks: Lane,
     pub(super) ledger: Arc<Ledger>,
     book: Mutex<Book>,
     known: Mutex<Known>,
@@ -108,7 +119,8 @@ impl Residency {
         Ok(Self {
             store,
             watermarks,
-            pods,
+            pods: Arc::new(pods),
+            looks: Lane::new("pods", LOOKS_AT_ONCE, LOOKS_WAITING_MAX),
             ledger: Arc::default(),
             book,
             known: Mutex::default(),
@@ -387,18 +399,46 @@ impl Residency {
         }
     }
 
+    /// Whether an owner is there, as far as can be seen in a few seconds.
+    pub(super) async fn life(&self, owner: &Owner) -> Life {
+        if matches!(owner, Owner::Connection(_)) {
+            return Life::Alive;
+        }
+        let (pods, owner) = (Arc::clone(&self.pods), owner.clone());
+        self.looks.call(LOOK_PATIENCE, move |left| owner.life(&pods, left)).await.unwrap_or(Life::Unseen)
+    }
+
+    /// Which of some owners are there. Those that were not looked at in time are not seen.
+    pub(super) async fn lives(&self, owners: impl IntoIterator<Item = Owner>) -> HashMap<Owner, Life> {
+        let owners: HashSet<Owner> = owners.into_iter().collect();
+        let looked = futures::stream::iter(owners).map(|owner| async {
+            let life = self.life(&owner).await;
+            (owner, life)
+        });
+        let looked = looked.buffer_unordered(LOOKS_AT_ONCE);
+        let lives = looked.take_until(tokio::time::sleep(ROUND_PATIENCE));
+        lives.collect().await
+    }
+
     /// Ends leases whose owner is gone, and notes their models as used until now. Those that stay
-    /// and could not be written down before are, if they can. Blocking.
+    /// and could not be written down before are, if they can.
     ///
     /// # Errors
-    /// [`store::Error::Io`].
-    pub fn end_leases(&self) -> Result<usize, store::Error> {
-        let leases: Vec<(String, Lease)> =
-            self.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect();
+    /// Those of the store.
+    pub async fn end_leases(self: &Arc<Self>) -> Result<usize, Failure> {
+        let residency = Arc::clone(self);
+        let book = move || Ok(residency.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect());
+        let leases: Vec<(String, Lease)> = blocking(book).await?;
+        let lives = self.lives(leases.iter().map(|(_, lease)| lease.owner.clone())).await;
+        let residency = Arc::clone(self);
+        blocking(move || Ok(residency.end_leases_of(&leases, &lives)?)).await
+    }
+
+    fn end_leases_of(&self, leases: &[(String, Lease)], lives: &HashMap<Owner, Life>) -> Result<usize, store::Error> {
         let now = SystemTime::now();
-        let has_ended = |lease: &Lease| lease.has_ended(lease.owner.life(&self.pods), now);
+        let life = |lease: &Lease| lives.get(&lease.owner).copied().unwrap_or(Life::Unseen);
         let mut ended = 0;
-        for (id, lease) in leases.iter().filter(|(_, lease)| has_ended(lease)) {
+        for (id, lease) in leases.iter().filter(|(_, lease)| lease.has_ended(life(lease), now)) {
             // To look took a while: who has asked again meanwhile keeps it.
             let digest = self.book().end(&self.store, id, lease)?;
             if let Some(digest) = digest {

@@ -72,6 +72,12 @@ impl Fake {
         Self::lock(&self.objects).get(path).cloned()
     }
 
+    /// All objects whose paths begin so.
+    pub fn below(&self, start: &str) -> Vec<Value> {
+        let objects = Self::lock(&self.objects);
+        objects.iter().filter(|(path, _)| path.starts_with(start)).map(|(_, object)| object.clone()).collect()
+    }
+
     pub fn count(&self, method_and_path: &str) -> usize {
         Self::lock(&self.seen).iter().filter(|seen| *seen == method_and_path).count()
     }
@@ -148,6 +154,11 @@ impl Fake {
                     &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
                 )
             }
+            Method::GET => self.get(&path).map_or_else(|| failure(404), |object| given(&object)),
+            Method::POST => {
+                let name = body["metadata"]["name"].as_str().expect("a name");
+                given(&self.put(&format!("{path}/{name}"), Some(body.clone())))
+            }
             Method::PATCH => {
                 let path = path.trim_end_matches("/status").to_owned();
                 let before = self.get(&path);
@@ -169,7 +180,7 @@ fn given(value: &Value) -> Response<Body> {
 }
 
 fn failure(code: u16) -> Response<Body> {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "refused", "reason": "Refused", "code": code});
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "refused", "reason": if code == 404 { "NotFound" } else { "Refused" }, "code": code});
     let mut response = given(&status);
     *response.status_mut() = http::StatusCode::from_u16(code).expect("a status");
     response

@@ -21,6 +21,7 @@ mod labels;
 mod node_cache;
 mod objects;
 mod own;
+mod pods;
 mod taint;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ pub use labels::{LABEL_COUNT_MAX, PREFIX, key_of};
 pub use objects::{
     CachedModel, CachedModelSpec, GROUP, ModelState, ModelStatus, NodeCache, NodeCacheStatus, VERSION, definitions,
 };
+pub use pods::{PodRef, PodWork, Pods};
 pub use taint::KEY as STARTUP_TAINT;
 
 /// Who writes, as the API server notes it.
@@ -86,7 +88,7 @@ impl fmt::Debug for Settings {
 }
 
 /// Follows the cluster that this process runs in, for as long as it is polled.
-pub async fn follow(settings: Settings, cache: Arc<Cache>) {
+pub async fn follow(settings: Settings, cache: Arc<Cache>, pods: PodWork) {
     tokio::time::sleep(START_SPREAD.mul_f64(chance())).await;
     let mut attempts = Attempts::new("finding the API server of the cluster", "run it as a pod with a service account");
     let client = loop {
@@ -95,7 +97,7 @@ pub async fn follow(settings: Settings, cache: Arc<Cache>) {
             Err(why) => tokio::time::sleep(attempts.failed(Trouble::Missing, &why)).await,
         }
     };
-    Box::pin(follow_at(client, settings, cache)).await;
+    Box::pin(follow_at(client, settings, cache, pods)).await;
 }
 
 async fn connect() -> Result<Client, String> {
@@ -110,7 +112,7 @@ fn client_of(mut config: Config) -> Result<Client, String> {
 }
 
 /// Follows the cluster of that API server.
-async fn follow_at(client: Client, settings: Settings, cache: Arc<Cache>) {
+async fn follow_at(client: Client, settings: Settings, cache: Arc<Cache>, pods: PodWork) {
     let (node, metrics) = (settings.node.as_str(), &*settings.metrics);
     let (known, models) = (Known::new(None), watch::Sender::new(None));
     let asked: watch::Sender<Option<Arc<Vec<Asked>>>> = watch::Sender::new(None);
@@ -150,6 +152,7 @@ async fn follow_at(client: Client, settings: Settings, cache: Arc<Cache>) {
         wishes::follow(&settings, &cache, known.subscribe(), models.subscribe(), asked.clone()),
         labelling.run(asked.subscribe(), evictions),
         telling.run(asked.subscribe()),
+        pods.run(&client, node, metrics),
         async {
             let mut serving = settings.serving.clone();
             // A daemon that ends before it serves leaves the taint where it is.

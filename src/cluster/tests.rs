@@ -26,6 +26,7 @@ struct Daemon {
     directory: TempDir,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
+    pods: Pods,
     task: JoinHandle<()>,
 }
 
@@ -47,8 +48,9 @@ impl Daemon {
             serving: watch::Sender::new(true).subscribe(),
             metrics: Arc::clone(&metrics),
         };
-        let task = tokio::spawn(follow_at(client, settings, Arc::clone(&cache)));
-        Self { directory, cache, metrics, task }
+        let (pods, work) = Pods::new();
+        let task = tokio::spawn(follow_at(client, settings, Arc::clone(&cache), work));
+        Self { directory, cache, metrics, pods, task }
     }
 
     fn source(&self, name: &str) -> String {
@@ -229,4 +231,38 @@ async fn a_real_api_server_takes_it() {
     drop(daemon);
     caches.delete(&name, &DeleteParams::default()).await.expect("deleted");
     patch(json!({"spec": {"taints": taints}})).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_told_and_asked_for_by_name() {
+    let (fake, client) = Fake::start().await;
+    fake.put(NODE, Some(node()));
+    let daemon = Daemon::start(client, "n1");
+    let put = |name: &str, metadata: Value| {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata});
+        fake.put(&format!("/api/v1/namespaces/team/pods/{name}"), Some(pod));
+    };
+    put("here", json!({"name": "here", "uid": "u1"}));
+    put("going", json!({"name": "going", "uid": "u1", "deletionTimestamp": "2026-01-01T00:00:00Z"}));
+    put("another", json!({"name": "another", "uid": "u2"}));
+    let of = |name: &str| PodRef { namespace: "team".into(), name: name.into(), uid: "u1".into() };
+    for (name, ended) in [("here", false), ("going", true), ("another", true), ("gone", true)] {
+        assert_eq!(daemon.pods.has_ended(of(name)).await, Some(ended), "{name}");
+    }
+    daemon.pods.tell(of("here"), "PullingModel", "half of it".into());
+    let told = || fake.below("/api/v1/namespaces/team/events/");
+    until("the event", async || told().len() == 1).await;
+    let event = &told()[0];
+    assert_eq!((&event["involvedObject"]["uid"], &event["message"]), (&json!("u1"), &json!("half of it")));
+    assert_eq!(event["source"]["host"], "n1");
+    until("it is counted", async || daemon.counts("larder_cluster_writes_total{kind=\"event\",outcome=\"done\"} 1"))
+        .await;
+    // Who may not is told so once, and keeps nobody waiting.
+    fake.refuse(&[("/api/v1/namespaces/team", 403)]);
+    for _ in 0..20 {
+        daemon.pods.tell(of("here"), "PullingModel", "all of it".into());
+        assert_eq!(daemon.pods.has_ended(of("here")).await, None);
+    }
+    assert_eq!(fake.count("POST /api/v1/namespaces/team/events"), 2);
+    assert_eq!(told().len(), 1);
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::looks::Looks;
 use crate::cache::Cache;
 use crate::domain::Source;
 use crate::telemetry::Metrics;
@@ -59,6 +60,8 @@ pub struct Api {
     pub started: u64,
     /// Where pods ask.
     pub socket: PathBuf,
+    /// Where the store is looked at.
+    pub looks: Looks,
 }
 
 impl fmt::Debug for Api {

@@ -9,6 +9,7 @@ mod answer;
 mod api;
 mod bind;
 mod connection;
+mod looks;
 mod request;
 mod routes;
 mod scrape;
@@ -17,6 +18,7 @@ mod verify;
 pub use api::{Api, Phase, Rights};
 pub use bind::bind;
 pub use connection::{serve, serve_scrapes};
+pub use looks::Looks;
 
 /// Every call at the unix sockets: method, path, and what it takes to make it.
 pub fn calls() -> impl Iterator<Item = (&'static str, &'static str, Rights)> {

@@ -202,11 +202,10 @@ async fn model(api: &Arc<Api>, query: &str) -> Answered {
 
 async fn status(api: &Arc<Api>) -> Answered {
     let cache = Arc::clone(&api.cache);
-    let status = tokio::task::spawn_blocking(move || cache.status()).await;
-    let status = match status {
+    let status = match api.looks.status(move || cache.status()).await {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => return Err(Failure::from(error).into()),
-        Err(panic) => return Err(Failure::new(Exit::Defect, panic.to_string()).into()),
+        Err(failure) => return Err(failure.into()),
     };
     let mut value = serde_json::to_value(&status).unwrap_or_default();
     if let Some(object) = value.as_object_mut() {

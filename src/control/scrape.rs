@@ -34,19 +34,19 @@ pub async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body
 
 async fn metrics(api: &Arc<Api>) -> Response<Body> {
     let cache = Arc::clone(&api.cache);
-    match tokio::task::spawn_blocking(move || cache.scrape()).await {
+    match api.looks.status(move || cache.scrape()).await {
         Ok(Ok(text)) => answer::text(StatusCode::OK, CONTENT_TYPE, text),
         Ok(Err(error)) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
-        Err(panic) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{panic}\n")),
+        Err(failure) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{}\n", failure.message)),
     }
 }
 
 /// Healthy while the disk answers: a daemon that hangs on a dead disk helps nobody.
 async fn health(api: &Arc<Api>) -> Response<Body> {
     let cache = Arc::clone(&api.cache);
-    match tokio::task::spawn_blocking(move || cache.store().space()).await {
+    match api.looks.health(move || cache.store().space()).await {
         Ok(Ok(_)) => answer::text(StatusCode::OK, PLAIN, "healthy\n"),
         Ok(Err(error)) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{error}\n")),
-        Err(panic) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{panic}\n")),
+        Err(failure) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{}\n", failure.message)),
     }
 }

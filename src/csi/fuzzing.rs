@@ -37,7 +37,8 @@ pub fn publish(bytes: &[u8]) -> Option<Result<String, String>> {
 #[must_use]
 pub fn unpublish(bytes: &[u8]) -> Option<bool> {
     let call = Unpublish::decode(bytes).ok()?;
-    Some(volume::id(&call.volume_id).is_ok() && volume::target(&call.target_path).is_ok())
+    let target = volume::target(&call.target_path);
+    Some(target.is_ok_and(|target| volume::id(&call.volume_id, &target).is_ok()))
 }
 
 /// Answers kubelet at a listener for ever.

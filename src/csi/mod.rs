@@ -6,32 +6,38 @@
 //! root's to make, so [`larder_keeper::Errands`] makes them.
 //!
 //! `rpc` is the protocol, `authority` what kubelet gets wrong in it, `volume` what a pod may ask for,
-//! `publish` how it gets it.
+//! `publish` how it gets it, `end` how it goes, `notes` what is noted of it, `keeper` who mounts it.
 
 mod authority;
+mod end;
 #[doc(hidden)]
 pub mod fuzzing;
+mod keeper;
 mod message;
+mod notes;
 mod publish;
 mod rpc;
 mod volume;
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use larder_keeper::Errands;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::cache::Cache;
 use crate::domain::Source;
+use crate::lanes::Lane;
 use crate::report::Failure;
 use crate::store;
 
-use publish::Volumes;
+use keeper::Keeper;
+use notes::Notes;
+use publish::Works;
 pub use volume::Pod;
 
 /// The driver's name, as pods and the `CSIDriver` object have it.
@@ -40,6 +46,32 @@ pub const DRIVER: &str = "csi.larder.dev";
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 /// How often volumes are looked for whose pods are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
+/// Looks at the store at once, and those that wait.
+const DISK_MAX: usize = 4;
+const WAITING_MAX: usize = 1_024;
+
+/// What a cluster is told of its pods, and says of them.
+#[async_trait]
+pub trait Cluster: Send + Sync {
+    /// An event of a pod. Waits for nothing, and may come to nothing.
+    fn tell(&self, pod: &Pod, reason: &'static str, message: String);
+
+    /// Whether the pod is deleted, or about to be; `None` where nobody can say so in a few seconds.
+    async fn has_ended(&self, pod: &Pod) -> Option<bool>;
+}
+
+/// Where there is no cluster.
+#[derive(Debug)]
+pub struct NoCluster;
+
+#[async_trait]
+impl Cluster for NoCluster {
+    fn tell(&self, _: &Pod, _: &'static str, _: String) {}
+
+    async fn has_ended(&self, _: &Pod) -> Option<bool> {
+        None
+    }
+}
 
 /// Whether a pod may have a source; why not.
 pub type Policy = Box<dyn Fn(&Pod, &Source) -> Result<(), Failure> + Send + Sync>;
@@ -47,12 +79,15 @@ pub type Policy = Box<dyn Fn(&Pod, &Source) -> Result<(), Failure> + Send + Sync
 /// The plugin of a node.
 pub struct Plugin {
     cache: Arc<Cache>,
-    keeper: Errands,
+    keeper: Keeper,
     node: String,
     sockets: Sockets,
     allows: Policy,
-    volumes: Mutex<Volumes>,
-    works: Mutex<HashMap<String, Arc<publish::Work>>>,
+    cluster: Arc<dyn Cluster>,
+    notes: Notes,
+    works: Works,
+    /// Where the store is looked at.
+    disk: Lane,
     listening: watch::Sender<bool>,
 }
 
@@ -91,17 +126,20 @@ impl Plugin {
         node: String,
         kubelet: &Path,
         allows: Policy,
+        cluster: Arc<dyn Cluster>,
     ) -> Result<Arc<Self>, store::Error> {
-        let volumes = Mutex::new(Volumes::open(cache.store())?);
+        let notes = Notes::open(cache.store())?;
         let sockets = Sockets::below(kubelet);
         Ok(Arc::new(Self {
             cache,
-            keeper,
+            keeper: Keeper::new(keeper),
             node,
             sockets,
             allows,
-            volumes,
-            works: Mutex::default(),
+            cluster,
+            notes,
+            works: Works::default(),
+            disk: Lane::new("csi-disk", DISK_MAX, WAITING_MAX),
             listening: watch::Sender::new(false),
         }))
     }
@@ -137,16 +175,15 @@ impl Plugin {
     async fn listen(&self, path: &Path) -> UnixListener {
         let mut told = false;
         loop {
-            let (keeper, asked) = (self.keeper.clone(), path.to_owned());
-            let made = tokio::task::spawn_blocking(move || keeper.listen(&asked)).await;
-            match made.map_err(std::io::Error::other).flatten().and_then(listener) {
+            let made = self.keeper.listen(path.to_owned()).await.map_err(|failure| failure.message);
+            match made.and_then(|socket| listener(socket).map_err(|error| error.to_string())) {
                 Ok(listener) => {
                     tracing::info!(socket = %path.display(), "kubelet may call");
                     return listener;
                 }
                 Err(error) if !told => {
                     told = true;
-                    tracing::warn!(%error, socket = %path.display(), "no socket for kubelet yet, so no pod gets a CSI volume: it is tried again");
+                    tracing::warn!(error, socket = %path.display(), "no socket for kubelet yet, so no pod gets a CSI volume: it is tried again");
                 }
                 Err(_) => {}
             }

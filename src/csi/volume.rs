@@ -1,7 +1,7 @@
 //! What a pod asks for in its volume, read from kubelet's call. Pure.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +48,14 @@ pub(super) struct Asked {
     pub keys: Option<Keys>,
 }
 
-/// A volume's id in our own words: kubelet's may be any text.
-pub(super) fn id(volume_id: &str) -> Result<String, Failure> {
+/// A volume at its target, in our own words: kubelet's id may be any text, and another pod's volume may
+/// have the same.
+pub(super) fn id(volume_id: &str, target: &Path) -> Result<String, Failure> {
     if volume_id.is_empty() || volume_id.len() > ID_LEN_MAX {
         return Err(wrong(format!("a volume id of {} bytes: want 1 to {ID_LEN_MAX}", volume_id.len())));
     }
-    Ok(blake3::hash(volume_id.as_bytes()).to_hex()[..32].to_owned())
+    let both = [volume_id.as_bytes(), target.as_os_str().as_encoded_bytes()].join(&0);
+    Ok(blake3::hash(&both).to_hex()[..32].to_owned())
 }
 
 pub(super) fn target(text: &str) -> Result<PathBuf, Failure> {
@@ -75,7 +77,8 @@ impl Asked {
     /// What is wrong with the pod's volume, for its events.
     pub fn read(call: Publish) -> Result<Self, Failure> {
         let Publish { volume_id, target_path, capability, read_only, secrets, context } = call;
-        let (id, target) = (id(&volume_id)?, target(&target_path)?);
+        let target = target(&target_path)?;
+        let id = id(&volume_id, &target)?;
         let too_long = |map: &HashMap<String, String>| map.values().any(|value| value.len() > TEXT_LEN_MAX);
         if too_long(&context) || too_long(&secrets) {
             return Err(wrong(format!("an attribute or a secret has more than {TEXT_LEN_MAX} bytes")));
@@ -120,6 +123,15 @@ impl Asked {
             ));
         }
         Ok(Self { id, target, pod, source, selection, lazy, fresh, keys })
+    }
+
+    /// Whether somebody else asks for the same: the same pod, source and selection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let wanted = |asked: &Self| {
+            let selection = (asked.selection.include().to_vec(), asked.selection.exclude().to_vec());
+            (asked.id.clone(), asked.pod.clone(), asked.source.to_string(), selection, asked.lazy, asked.fresh)
+        };
+        wanted(self) == wanted(other)
     }
 
     /// Who the lease is for.

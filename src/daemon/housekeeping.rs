@@ -15,6 +15,28 @@ const SYNC_AT_LAST: Duration = Duration::from_mins(15);
 
 /// Looks after things for as long as it is polled.
 pub async fn run(cache: Arc<Cache>) {
+    // Whoever knows of the owners may take long to say: room is not kept waiting for that.
+    tokio::join!(leases(&cache), disk(&cache));
+}
+
+async fn leases(cache: &Cache) {
+    let mut complained: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        match cache.residency().end_leases().await {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(leases = ended, "ended: their owners are gone"),
+            Err(failure) => {
+                if complained.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
+                    complained = Some(Instant::now());
+                    tracing::error!(error = %failure.message, "leases of owners that are gone cannot be ended");
+                }
+            }
+        }
+    }
+}
+
+async fn disk(cache: &Arc<Cache>) {
     let mut complained: Option<Instant> = None;
     let mut synced = Instant::now();
     // What an earlier life left is not synced either.
@@ -24,15 +46,8 @@ pub async fn run(cache: Arc<Cache>) {
         if !cache.is_idle() {
             (quiet_since, unsynced) = (Instant::now(), true);
         }
-        let looked = Arc::clone(&cache);
-        let looked = tokio::task::spawn_blocking(move || {
-            let residency = looked.residency();
-            let ended = residency.end_leases()?;
-            if ended > 0 {
-                tracing::info!(leases = ended, "ended: their owners are gone");
-            }
-            residency.keep_below()
-        });
+        let looked = Arc::clone(cache);
+        let looked = tokio::task::spawn_blocking(move || looked.residency().keep_below());
         match looked.await {
             Ok(Ok(Pressure::None)) => complained = None,
             Ok(Ok(Pressure::Stuck { over })) => {

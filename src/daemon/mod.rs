@@ -3,6 +3,7 @@
 mod housekeeping;
 mod limits;
 mod log;
+mod pods;
 mod stop;
 mod wants;
 
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use larder_keeper::Errands;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::cache::{Cache, Pods, Settings, Watermarks};
@@ -31,8 +33,10 @@ use stop::Stop;
 /// Threads that wait for the disk: those of pulls, and enough beside them that a question is
 /// answered while all of those wait.
 const BLOCKING_THREADS_MAX: usize = 64;
-/// Threads that wait for the network: hashing and writing happen elsewhere.
+/// Threads of pulls that wait for the network: hashing and writing happen elsewhere.
 const ASYNC_THREADS_MAX: usize = 4;
+/// Threads that answer.
+const SERVING_THREADS: usize = 2;
 /// Of the time to stop, what is left for ending the process itself.
 const STOP_MARGIN: Duration = Duration::from_millis(500);
 /// How long a keeper that starts at the same time may take.
@@ -57,14 +61,16 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
     let cache = Cache::open(store, settings(config), Arc::clone(&metrics))?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(2, ASYNC_THREADS_MAX))
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Defect, format!("cannot start the runtime: {error}")))?;
+    let runtime = |name, threads| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.thread_name(name).worker_threads(threads).max_blocking_threads(BLOCKING_THREADS_MAX).enable_all();
+        builder.build().map_err(|error| Failure::new(Exit::Defect, format!("cannot start the runtime: {error}")))
+    };
+    // Pulls wait for the disk and for origins, and have what they may fill to themselves.
+    let (pulls, runtime) = (runtime("pull", cores.clamp(2, ASYNC_THREADS_MAX))?, runtime("serve", SERVING_THREADS)?);
+    cache.set_pulls(pulls.handle().clone());
     #[expect(clippy::disallowed_methods, reason = "the daemon's one entry into the runtime")]
-    let served = runtime.block_on(serve(loaded, &cache, metrics, stop, started));
+    let served = runtime.block_on(serve(loaded, &cache, pulls.handle(), metrics, stop, started));
     if let (Ok(exit), Some(MountAt::Keeper(_))) = (&served, &config.mount) {
         // Without winding anything up: a read that waits would be answered with an error, and the
         // next daemon can answer it.
@@ -72,6 +78,7 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
     }
     // Whatever still waits for the disk is work that may be cut off anywhere.
     runtime.shutdown_background();
+    pulls.shutdown_background();
     served
 }
 
@@ -110,12 +117,13 @@ fn pods(config: &Config) -> Pods {
     let pods = config.kubelet_dir.join("pods");
     let Some(MountAt::Keeper(socket)) = &config.mount else { return Pods::Directory(pods) };
     let keeper = Errands::new(socket);
-    Pods::Asked(Box::new(move |uid| keeper.there(pods.join(uid)).ok()))
+    Pods::Asked(Box::new(move |uid, patience| keeper.within(patience).there(pods.join(uid)).ok()))
 }
 
 async fn serve(
     loaded: &Loaded,
     cache: &Arc<Cache>,
+    pulls: &Handle,
     metrics: Arc<Metrics>,
     stop: Stop,
     started: Instant,
@@ -143,8 +151,9 @@ async fn serve(
         phase: phases,
         started: text::unix(SystemTime::now()),
         socket: config.socket.clone(),
+        looks: control::Looks::default(),
     });
-    let (mounts, unmount) = mount(config, cache)?.unzip();
+    let (mounts, unmount) = mount(config, cache, pulls)?.unzip();
     let (closing, closed) = watch::channel(false);
     tokio::spawn(control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone()));
     tokio::spawn(control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone()));
@@ -170,13 +179,15 @@ async fn serve(
     }
 
     if let Some(node) = &config.node {
-        let plugin = mounts.as_ref().map(|mounts| serve_kubelet(config, node, cache, mounts)).transpose()?.flatten();
+        let (pods, work) = cluster::Pods::new();
+        let of_mounts = |mounts: &Arc<Mounts>| serve_kubelet(config, node, cache, mounts, Arc::new(pods::Told(pods)));
+        let plugin = mounts.as_ref().map(of_mounts).transpose()?.flatten();
         // Where there is nothing to wait for, the node serves as soon as the cache does.
         let serving = plugin.map_or_else(|| watch::channel(true).1, |plugin| plugin.listening());
         let (node, allowed) = (node.clone(), config.clone());
         let allows = Arc::new(move |source: &Source| allowed.allows(source));
         let settings = cluster::Settings { node, allows, serving, metrics: cluster_metrics };
-        tokio::spawn(cluster::follow(settings, Arc::clone(cache)));
+        tokio::spawn(cluster::follow(settings, Arc::clone(cache), work));
     }
 
     let deadline = stop.asked().await;
@@ -206,6 +217,7 @@ fn serve_kubelet(
     node: &str,
     cache: &Arc<Cache>,
     mounts: &Mounts,
+    pods: Arc<dyn csi::Cluster>,
 ) -> Result<Option<Arc<csi::Plugin>>, Failure> {
     let Some(MountAt::Keeper(socket)) = &config.mount else {
         tracing::warn!("there are no CSI volumes on this node: they need the setting `mount` to name a keeper");
@@ -225,7 +237,7 @@ fn serve_kubelet(
     };
     let keeper = Errands::new(socket);
     let node = node.to_owned();
-    let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy))?;
+    let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy), pods)?;
     tokio::spawn(Arc::clone(&plugin).run(mounts.count()));
     Ok(Some(plugin))
 }
@@ -234,9 +246,9 @@ fn serve_kubelet(
 type Mounting = (Arc<Mounts>, Option<Unmount>);
 
 /// Mounts, or follows the keeper that does.
-fn mount(config: &Config, cache: &Arc<Cache>) -> Result<Option<Mounting>, Failure> {
+fn mount(config: &Config, cache: &Arc<Cache>, pulls: &Handle) -> Result<Option<Mounting>, Failure> {
     let Some(at) = &config.mount else { return Ok(None) };
-    let mounts = Mounts::new(cache, tokio::runtime::Handle::current(), config.read_timeout)
+    let mounts = Mounts::new(cache, pulls.clone(), config.read_timeout)
         .map_err(|error| Failure::new(Exit::Defect, format!("cannot serve a mount: {error}")))?;
     match at {
         MountAt::Directory(directory) => match mounts.mount(directory) {

@@ -110,6 +110,8 @@ label! {
         Taint = "taint",
         /// The own `NodeCache`.
         Status = "status",
+        /// Events of pods whose models are on their way.
+        Event = "event",
     }
 }
 

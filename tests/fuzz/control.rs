@@ -50,6 +50,7 @@ fn control() {
         phase,
         started: text::unix(SystemTime::now()),
         socket: "/run/larder/larder.sock".into(),
+        looks: control::Looks::default(),
     });
     let (_stopping, stop) = watch::channel(false);
     let socket = directory.path().join("sock");

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use larder::csi::{Plugin, fuzzing};
@@ -197,6 +198,7 @@ fn connection() {
         "node".into(),
         &kubelet,
         Box::new(refuse),
+        Arc::new(larder::csi::NoCluster),
     );
     let plugin = plugin.expect("a plugin");
     let listener = {

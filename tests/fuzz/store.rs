@@ -209,6 +209,7 @@ fn notes() {
             "node".into(),
             Path::new("/nowhere"),
             Box::new(|_, _| Ok(())),
+            Arc::new(larder::csi::NoCluster),
         );
         drop(plugin.expect("a plugin"));
         let left = ["leases", "pins", "state", "volumes"]

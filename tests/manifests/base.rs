@@ -120,6 +120,8 @@ fn the_daemon_may_do_this_at_the_api_server_and_no_more() {
         {"apiGroups": ["larder.dev"], "resources": ["nodecaches"], "verbs": ["create", "patch"]},
         {"apiGroups": ["larder.dev"], "resources": ["nodecaches/status"], "verbs": ["patch"]},
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
     ]);
     assert_eq!(object("ClusterRole", "larder").value["rules"], expected);
     let component = load::documents(&load::daemonset().join("components/node-labels/rbac.yaml"));

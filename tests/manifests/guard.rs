@@ -7,7 +7,10 @@ use super::load::{self, Document};
 
 fn documents() -> Vec<Document> {
     let directory = load::daemonset().join("components/node-labels-guard");
-    ["nodes.yaml", "node-caches.yaml"].iter().flat_map(|file| load::documents(&directory.join(file))).collect()
+    ["nodes.yaml", "node-caches.yaml", "events.yaml"]
+        .iter()
+        .flat_map(|file| load::documents(&directory.join(file)))
+        .collect()
 }
 
 #[test]
@@ -22,7 +25,7 @@ fn each_policy_is_bound_denies_and_is_about_the_daemon() {
         .filter(|document| document.kind() == "ValidatingAdmissionPolicyBinding")
         .map(Document::read)
         .collect();
-    assert_eq!((policies.len(), bindings.len()), (2, 2));
+    assert_eq!((policies.len(), bindings.len()), (3, 3));
     for policy in policies {
         let name = policy.metadata.name.expect("a name");
         let spec = policy.spec.expect("a spec");

@@ -423,10 +423,8 @@ impl Stage<'_> {
                 }
             },
             Meanwhile::Housekeeping => {
-                let kept = tokio::task::spawn_blocking(move || {
-                    cache.residency().end_leases()?;
-                    cache.residency().keep_below()
-                });
+                cache.residency().end_leases().await.map_err(|failure| failure.message)?;
+                let kept = tokio::task::spawn_blocking(move || cache.residency().keep_below());
                 kept.await.map_err(panicked)?.map_err(|error| error.to_string())?;
             }
             Meanwhile::Settle => drop(cache.settle(true).await.map_err(|failure| failure.message)?),
@@ -570,7 +568,7 @@ impl Stage<'_> {
         let before_count = self.leases.len();
         self.leases.retain(|_, seen| alive.next() == Some(true) || !*seen);
         let residency = Arc::clone(self.life().cache().residency());
-        let ended = residency.end_leases().map_err(|error| error.to_string())?;
+        let ended = self.life().runtime().block_on(residency.end_leases()).map_err(|failure| failure.message)?;
         check!(
             ended == before_count - self.leases.len(),
             "{ended} leases were ended of {before_count}, {:?} stay",

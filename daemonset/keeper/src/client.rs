@@ -278,12 +278,14 @@ impl Errands {
     /// # Errors
     /// A [`Refusal`]: the keeper cannot see where pods are. That is no empty list.
     pub fn mounts(&self) -> io::Result<Vec<Mounted>> {
-        let socket = open(&self.at, ANSWER_TIMEOUT)?;
+        let began = Instant::now();
+        let socket = open(&self.at, self.patience.min(ANSWER_TIMEOUT))?;
         let mut found = Vec::new();
         let mut after: Option<u64> = None;
         loop {
             let asked = after.map(|after| after.to_string()).unwrap_or_default();
-            let packet = call(&socket, &[b"mounts", asked.as_bytes()], None, ANSWER_TIMEOUT)?;
+            let left = self.patience.saturating_sub(began.elapsed());
+            let packet = call(&socket, &[b"mounts", asked.as_bytes()], None, left)?;
             let fields: Vec<&[u8]> = fields(&packet).collect();
             let (mounts, []) = fields.as_chunks::<4>() else { return Err(not_an_answer()) };
             if mounts.is_empty() {

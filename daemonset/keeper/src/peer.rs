@@ -299,7 +299,9 @@ impl Desk {
         };
         let walked = thread::scope(|scope| {
             let walking = thread::Builder::new().spawn_scoped(scope, walk)?;
-            asked.iter().for_each(|answer| drop(answer.send(waits(connection))));
+            for answer in asked {
+                let _ = answer.send(waits(connection));
+            }
             std::io::Result::Ok(walking.join())
         });
         match walked {

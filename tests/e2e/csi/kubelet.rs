@@ -78,6 +78,8 @@ pub struct Refused {
     pub message: String,
 }
 
+const UNPUBLISH: &str = "csi.v1.Node/NodeUnpublishVolume";
+
 /// Codes of gRPC.
 pub const INVALID_ARGUMENT: u32 = 3;
 pub const NOT_FOUND: u32 = 5;
@@ -91,11 +93,22 @@ pub fn call<Q: Message, A: Message + Default>(
     request: &Q,
     patience: Duration,
 ) -> Result<A, Refused> {
+    try_call(socket, method, request, patience).unwrap_or_else(|error| panic!("no answer: {error}"))
+}
+
+/// The same; the first error is of a connection that was cut off, as by a restart.
+pub fn try_call<Q: Message, A: Message + Default>(
+    socket: &Path,
+    method: &str,
+    request: &Q,
+    patience: Duration,
+) -> Result<Result<A, Refused>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let cut = |error: &dyn std::fmt::Display| error.to_string();
     runtime.block_on(async {
-        let stream = tokio::net::UnixStream::connect(socket).await.expect("the plugin listens");
-        let (mut send, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| cut(&error))?;
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (mut send, connection) = handshake.map_err(|error| cut(&error))?;
         tokio::spawn(connection);
         let message = request.encode_to_vec();
         let mut body = BytesMut::new();
@@ -108,9 +121,10 @@ pub fn call<Q: Message, A: Message + Default>(
             .header("grpc-timeout", format!("{}m", patience.as_millis()))
             .body(Full::<Bytes>::new(body.freeze()))
             .expect("a request");
-        let answer = send.send_request(request).await.expect("an answer");
+        let answer = tokio::time::timeout(patience, send.send_request(request)).await.map_err(|error| cut(&error))?;
+        let answer = answer.map_err(|error| cut(&error))?;
         let head = answer.headers().clone();
-        let body = answer.into_body().collect().await.expect("a body");
+        let body = answer.into_body().collect().await.map_err(|error| cut(&error))?;
         let trailers = body.trailers().cloned().unwrap_or_default();
         let field =
             |name: &str| trailers.get(name).or_else(|| head.get(name)).map(|value| value.to_str().expect("text"));
@@ -118,10 +132,10 @@ pub fn call<Q: Message, A: Message + Default>(
         if code != 0 {
             let message = field("grpc-message").unwrap_or_default();
             let message = percent_encoding::percent_decode_str(message).decode_utf8_lossy().into_owned();
-            return Err(Refused { code, message });
+            return Ok(Err(Refused { code, message }));
         }
         let bytes = body.to_bytes();
-        Ok(A::decode(&bytes[5..]).expect("a message"))
+        Ok(Ok(A::decode(&bytes[5..]).expect("a message")))
     })
 }
 
@@ -169,11 +183,27 @@ impl Volume {
         call::<_, Empty>(&self.socket, "csi.v1.Node/NodePublishVolume", &self.publish, patience).map(drop)
     }
 
+    /// The same, of a daemon that may be killed meanwhile.
+    pub fn try_publish_within(&self, patience: Duration) -> Result<(), String> {
+        try_call::<_, Empty>(&self.socket, "csi.v1.Node/NodePublishVolume", &self.publish, patience)?
+            .map(drop)
+            .map_err(|refused| format!("{}: {}", refused.code, refused.message))
+    }
+
     /// `NodeUnpublishVolume`.
     pub fn unpublish(&self) -> Result<(), Refused> {
+        call::<_, Empty>(&self.socket, UNPUBLISH, &self.ending(), Duration::from_mins(2)).map(drop)
+    }
+
+    /// The same, of a daemon that may be killed meanwhile.
+    pub fn try_unpublish(&self) -> Result<(), String> {
+        try_call::<_, Empty>(&self.socket, UNPUBLISH, &self.ending(), Duration::from_mins(2))?
+            .map(drop)
+            .map_err(|refused| format!("{}: {}", refused.code, refused.message))
+    }
+
+    fn ending(&self) -> Unpublish {
         let Publish { volume_id, target_path, .. } = self.publish.clone();
-        let request = Unpublish { volume_id, target_path };
-        let patience = Duration::from_mins(2);
-        call::<_, Empty>(&self.socket, "csi.v1.Node/NodeUnpublishVolume", &request, patience).map(drop)
+        Unpublish { volume_id, target_path }
     }
 }

@@ -3,6 +3,8 @@
 
 mod kubelet;
 mod servers;
+mod stuck;
+mod told;
 
 use std::fs;
 use std::os::unix::net::UnixStream;

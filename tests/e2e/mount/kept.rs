@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use larder_origins::Origin;
 use rustix::fs::Access;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::mountable;
 use crate::node::{Node, PATIENCE, built};
@@ -102,6 +103,13 @@ impl Kept {
         let mut keeper = self.keeper.take().expect("a keeper");
         keeper.kill().expect("a child");
         keeper.wait().expect("a child");
+    }
+
+    /// Stops the keeper in its tracks, or lets it go on.
+    #[track_caller]
+    pub fn signal_keeper(&self, signal: Signal) {
+        let keeper = self.keeper.as_ref().expect("a keeper");
+        kill_process(Pid::from_raw(keeper.id().cast_signed()).expect("a process"), signal).expect("a signal");
     }
 
     /// What the keepers and the daemons have said.

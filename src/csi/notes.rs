@@ -1,0 +1,194 @@
+//! The volumes of this node: what is noted of each, and whose turn it is to change it.
+//!
+//! Whoever mounts a volume, or takes it away, has its turn from the look at what is noted to the last
+//! change. The notes are in memory and in the store; no lock on them is held while the disk is waited
+//! for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
+
+use super::volume::{Asked, Pod};
+use crate::domain::Digest;
+use crate::lanes::Lane;
+use crate::store::{self, Shelf, Store};
+
+/// More volumes than the pods of a node have.
+const VOLUMES_MAX: usize = 4096;
+/// Notes are written one after another, so that the last word on a volume is the last one written.
+const WRITES_MAX: usize = 1;
+const WAITING_MAX: usize = 1_024;
+/// How long the disk may take over a note. After that it is as if it were full.
+const WRITE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A volume that is mounted, or about to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Volume {
+    pub target: PathBuf,
+    pub pod: Pod,
+    pub source: String,
+    /// Include and exclude globs; nothing in notes of earlier versions.
+    #[serde(default)]
+    pub selection: Option<(Vec<String>, Vec<String>)>,
+    /// The model; of one that was read while it arrived, its listing.
+    pub digest: Digest,
+    pub arriving: bool,
+    /// Seconds since 1970.
+    pub since: u64,
+}
+
+impl Volume {
+    /// Whether it is what is asked for: of the same pod, and of the same source and selection.
+    pub fn is(&self, asked: &Asked) -> bool {
+        let same = |(include, exclude): &(Vec<String>, Vec<String>)| {
+            include == asked.selection.include() && exclude == asked.selection.exclude()
+        };
+        self.pod == asked.pod
+            && self.source == asked.source.to_string()
+            && self.selection.as_ref().is_none_or(same)
+            && self.target == asked.target
+    }
+}
+
+/// What is noted under a name.
+#[derive(Debug, Clone)]
+pub(super) struct Noted {
+    /// Of the note, and in the owner of the lease.
+    pub id: String,
+    pub volume: Volume,
+}
+
+/// All volumes of this node by their targets, as they are noted in the store.
+#[derive(Debug)]
+pub(super) struct Notes {
+    store: Arc<Store>,
+    known: Mutex<HashMap<PathBuf, Noted>>,
+    disk: Lane,
+    turns: Turns,
+}
+
+impl Notes {
+    /// Those of an earlier life. Blocking.
+    pub fn open(store: &Arc<Store>) -> Result<Self, store::Error> {
+        let notes = store.notes::<Volume>(Shelf::Volumes)?.into_iter().take(VOLUMES_MAX);
+        let known = notes.map(|(id, volume)| (volume.target.clone(), Noted { id, volume })).collect();
+        Ok(Self {
+            store: Arc::clone(store),
+            known: Mutex::new(known),
+            disk: Lane::new("csi-notes", WRITES_MAX, WAITING_MAX),
+            turns: Turns::default(),
+        })
+    }
+
+    /// Waits until nobody else decides on what is at a target.
+    pub async fn turn(&self, target: &Path) -> Turn<'_> {
+        self.turns.take(target).await
+    }
+
+    /// What is noted of a target now.
+    pub fn at(&self, target: &Path) -> Option<Noted> {
+        lock(&self.known).get(target).cloned()
+    }
+
+    /// All there are now.
+    pub fn all(&self) -> Vec<Noted> {
+        lock(&self.known).values().cloned().collect()
+    }
+
+    /// Notes a volume. A disk that is full or hangs is no reason to keep a model that is here from a
+    /// pod: then it is remembered for as long as this process lives.
+    pub async fn note(&self, _turn: &Turn<'_>, id: String, volume: Volume) {
+        let noted = Noted { id: id.clone(), volume: volume.clone() };
+        let before = lock(&self.known).insert(volume.target.clone(), noted);
+        let pod = volume.pod.name.clone();
+        let store = Arc::clone(&self.store);
+        let write = move || {
+            store.note(Shelf::Volumes, &id, &volume)?;
+            match before.filter(|before| before.id != id) {
+                Some(before) => store.remove_note(Shelf::Volumes, &before.id),
+                None => Ok(()),
+            }
+        };
+        if let Err(why) = self.write(write).await {
+            tracing::warn!(pod, why, "a volume could not be written down: it is forgotten with a restart");
+        }
+    }
+
+    /// Forgets what is noted of a target; what that was.
+    pub async fn forget(&self, _turn: &Turn<'_>, target: &Path) -> Option<Noted> {
+        let noted = lock(&self.known).remove(target)?;
+        let (store, id) = (Arc::clone(&self.store), noted.id.clone());
+        if let Err(why) = self.write(move || store.remove_note(Shelf::Volumes, &id)).await {
+            tracing::warn!(why, "what is noted of a volume could not be removed");
+        }
+        Some(noted)
+    }
+
+    async fn write(&self, write: impl FnOnce() -> Result<(), store::Error> + Send + 'static) -> Result<(), String> {
+        match self.disk.look(WRITE_PATIENCE, write).await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(missed) => Err(format!("the disk of the store: {missed}")),
+        }
+    }
+}
+
+/// Whose turn it is, by target.
+#[derive(Debug, Default)]
+struct Turns(Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>);
+
+/// Nobody else changes what is at a target meanwhile.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    of: &'a Turns,
+    target: PathBuf,
+    taken: Option<OwnedMutexGuard<()>>,
+}
+
+impl Turns {
+    async fn take(&self, target: &Path) -> Turn<'_> {
+        let one = Arc::clone(lock(&self.0).entry(target.to_owned()).or_default());
+        // Before the wait, so that whoever loses patience tidies up too.
+        let mut turn = Turn { of: self, target: target.to_owned(), taken: None };
+        turn.taken = Some(one.lock_owned().await);
+        turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.taken.take());
+        let mut all = lock(&self.of.0);
+        if all.get(&self.target).is_some_and(|one| Arc::strong_count(one) == 1) {
+            all.remove(&self.target);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what `tokio::test` makes of a test enters a runtime")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn turns_follow_each_other_and_leave_nothing() {
+        let turns = Turns::default();
+        let (one, other) = (Path::new("/a"), Path::new("/b"));
+        let first = turns.take(one).await;
+        drop(turns.take(other).await);
+        let moment = Duration::from_millis(5);
+        assert!(tokio::time::timeout(moment, turns.take(one)).await.is_err());
+        assert_eq!(lock(&turns.0).len(), 1);
+        let second = async { drop(turns.take(one).await) };
+        let end = async { drop(first) };
+        tokio::join!(second, end);
+        assert!(lock(&turns.0).is_empty());
+    }
+}
