@@ -14,7 +14,7 @@ use super::{ARRIVING, Cache, blocking};
 use crate::domain::Source;
 use crate::fetch::{self, Outcome, Pull, Selection};
 use crate::remote::{self, Keys};
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, text};
 use crate::store::SourceRecord;
 use crate::telemetry;
 
@@ -244,7 +244,7 @@ impl Cache {
                     return Ok((granted, telemetry::Outcome::Lazy));
                 }
                 Wait::Landed(Landing { result: Err(failure), unanswered: true }) => (failure.message.clone(), failure),
-                Wait::Landed(Landing { result: Err(failure), .. }) => return Err(failure),
+                Wait::Landed(Landing { result: Err(failure), .. }) => return Err(self.with_damage(&id, failure).await),
                 Wait::OutOfPatience => {
                     // The flight goes on, or a slow origin's news would never arrive.
                     tokio::spawn(async move { seat.landed().await });
@@ -253,7 +253,10 @@ impl Cache {
                 }
             };
             self.answers.note(&key, Answer::Missing(why.clone()));
-            let Some(resident) = stand_in else { return Err(not_fresh(failure, wish.fresh && here.is_some())) };
+            let Some(resident) = stand_in else {
+                let failure = if here.is_none() { self.with_damage(&id, failure).await } else { failure };
+                return Err(not_fresh(failure, wish.fresh && here.is_some()));
+            };
             warn(tell, &wish.source, &why);
             if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
                 return Ok((granted, telemetry::Outcome::Stale));
@@ -279,6 +282,26 @@ impl Cache {
             Ok((resident, pinned))
         };
         blocking(find).await
+    }
+
+    /// Why a model that is here does not stand in, where that is because it is damaged.
+    async fn with_damage(self: &Arc<Self>, key: &str, failure: Failure) -> Failure {
+        let (cache, key) = (Arc::clone(self), key.to_owned());
+        let named = blocking(move || {
+            let view = cache.store().view();
+            let Some(digest) = view.source(&key)?.and_then(|record| record.manifest) else { return Ok(None) };
+            let manifest = view.manifest(&digest)?;
+            let lacking: Vec<&str> = view.lacking(&manifest, &digest).map(|file| file.path.as_str()).collect();
+            Ok((!lacking.is_empty()).then(|| text::some(&lacking)))
+        });
+        match named.await {
+            Ok(Some(files)) => {
+                let message =
+                    format!("{}; the copy that is here is damaged: {files} is wrong or missing", failure.message);
+                Failure { message, ..failure }
+            }
+            _ => failure,
+        }
     }
 
     /// Waits for a flight and tells how far it is. Where a copy could stand in, the origin must say
@@ -323,8 +346,8 @@ impl Cache {
             let lease = {
                 let mut book = residency.book();
                 let lease = |(owner, seen)| book.lease(&residency.store, seen, owner, taken.digest);
-                // Under the book's lock: it may have been evicted since it was found.
-                if taken.tree.is_dir() { owner.map(lease).transpose() } else { Err(Refused::Leaving) }
+                // Under the book's lock: it may have been evicted since it was found, or found damaged.
+                if residency.is_still(&taken) { owner.map(lease).transpose() } else { Err(Refused::Leaving) }
             };
             if lease.is_ok() {
                 residency.store.view().touch(&taken.record);

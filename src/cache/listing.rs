@@ -15,6 +15,9 @@ use crate::store::{Kept, Shelf, SourceFile, SourceRecord, View};
 /// a journal each time.
 const FILES_ASKED_MAX: usize = 256;
 
+/// Damaged files of one model that are named.
+const DAMAGED_TOLD_MAX: usize = 64;
+
 /// How much of a model is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,6 +75,9 @@ pub struct Listed {
     /// Whether it is pinned, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<bool>,
+    /// Its files that are damaged or missing, the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
     /// How many use it now, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leases: Option<u32>,
@@ -92,8 +98,10 @@ impl Listed {
             (None, Some(record)) => (record.files.len(), record.size()),
             (None, None) => (0, 0),
         };
-        let complete =
-            kept.manifest.zip(manifest).is_some_and(|(digest, manifest)| view.is_complete(manifest, &digest));
+        let lacking = kept.manifest.zip(manifest).map(|(digest, manifest)| -> Vec<String> {
+            view.lacking(manifest, &digest).map(|file| file.path.to_string()).collect()
+        });
+        let complete = lacking.as_ref().is_some_and(Vec::is_empty);
         let (state, bytes_here) = match (complete, kept.manifest.is_some(), record) {
             (true, _, Some(_)) => (State::Complete, bytes),
             (true, _, None) => (State::Superseded, bytes),
@@ -112,6 +120,7 @@ impl Listed {
             state,
             last_used: kept.last_used.map(text::unix),
             pinned: Some(pin_key(kept).is_some_and(is_noted)),
+            damaged: lacking.unwrap_or_default().into_iter().take(DAMAGED_TOLD_MAX).collect(),
             leases: None,
         }
     }

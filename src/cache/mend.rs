@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::Cache;
 use super::ensure::{LeaseWish, Wish};
 use super::repair::{Damage, Puller, repair};
 use super::verify::{Tell, VerifyEvent, verify};
-use crate::domain::Source;
+use super::{Cache, lock};
+use crate::domain::{Digest, Source};
 use crate::fetch::{Cancel, Selection};
 use crate::report::Failure;
 use crate::telemetry::Where;
@@ -33,21 +33,27 @@ impl Cache {
         for _ in &damage.blobs {
             self.metrics.verification_failure(Where::Scrub);
         }
+        if !damage.is_none() {
+            // Also where nobody asks for it.
+            self.healing.wake.notify_one();
+        }
         if mends && !damage.is_none() {
             self.mend(&damage, tell).await?;
         }
         Ok(())
     }
 
-    /// Takes damaged blobs out and brings every source that names them.
+    /// Brings every source that names damaged blobs again.
     pub(super) async fn mend(self: &Arc<Self>, damage: &Damage, tell: Tell<'_>) -> Result<(), Failure> {
-        let forget = || self.residency.forget_known();
-        repair(self.store(), damage, &forget, &Again(Arc::clone(self)), tell).await?;
-        for digest in &damage.blobs {
-            if self.store().view().has_blob(digest) {
+        let is_here = |digest: &&Digest| self.store().view().has_blob(digest);
+        lock(&self.healing.lacking).extend(damage.blobs.iter().filter(|digest| !is_here(digest)));
+        let repaired = repair(self.store(), damage, &Again(Arc::clone(self)), tell).await;
+        // Others may repair the same at the same time: it is counted once.
+        for digest in damage.blobs.iter().filter(is_here) {
+            if lock(&self.healing.lacking).remove(digest) {
                 self.metrics.repaired();
             }
         }
-        Ok(())
+        repaired.map(drop)
     }
 }

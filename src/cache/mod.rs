@@ -10,6 +10,7 @@ mod ensure;
 mod event;
 pub mod eviction;
 mod flight;
+mod heal;
 mod herald;
 pub mod listing;
 mod look;
@@ -49,7 +50,7 @@ pub use owner::{Owner, OwnerError, Pods};
 pub use rate::Rate;
 pub use repair::{Damage, Puller, counted, repair};
 pub use residency::{Pressure, Watermarks};
-pub use status::{Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
+pub use status::{DamageStatus, Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
 pub use verify::{Tell, VerifyEvent, verify};
 pub use wanted::{List, Progressing, Standing, Want, WantedState};
 
@@ -80,6 +81,7 @@ pub struct Cache {
     metrics: Arc<Metrics>,
     wanted: wanted::Wanted,
     scrubbed: scrub::Scrubbed,
+    healing: heal::Healing,
     connections: AtomicU64,
     stopping: AtomicBool,
     /// Where pulls run, if not where they are asked for.
@@ -110,6 +112,7 @@ impl Cache {
             metrics,
             wanted: wanted::Wanted::default(),
             scrubbed: scrub::Scrubbed::default(),
+            healing: heal::Healing::default(),
             connections: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             pulls: OnceLock::new(),

@@ -65,8 +65,8 @@ pub fn chosen(view: &View, name: &str) -> Result<Kept, Failure> {
 /// The complete model of that name.
 ///
 /// # Errors
-/// As [`matching`]; [`Exit::NotFound`] and [`Exit::Integrity`] where it is here only in part, with
-/// the command that completes it.
+/// As [`matching`]; [`Exit::NotFound`] where it is here only in part, and [`Exit::Integrity`] where it
+/// is damaged, with the command that completes it.
 pub fn complete(view: &View, name: &str) -> Result<Named, Failure> {
     let kept = chosen(view, name)?;
     let incomplete = |why: String| Failure::hinted(Exit::NotFound, format!("`{name}` is {why}"), completing(&kept));
@@ -81,8 +81,10 @@ pub fn complete(view: &View, name: &str) -> Result<Named, Failure> {
         }
         other => other?,
     };
-    if !view.is_complete(&manifest, &digest) {
-        return Err(incomplete("damaged or here only in part".to_owned()));
+    let lacking: Vec<&str> = view.lacking(&manifest, &digest).map(|file| file.path.as_str()).collect();
+    if !lacking.is_empty() {
+        let damaged = format!("`{name}` is damaged: {} is wrong or missing", text::some(&lacking));
+        return Err(Failure::hinted(Exit::Integrity, damaged, completing(&kept)));
     }
     Ok(Named { kept, digest, manifest })
 }

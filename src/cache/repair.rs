@@ -62,8 +62,7 @@ pub trait Puller: Sync {
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
-/// Takes the damaged blobs out, calls `withdrawn` (whoever remembers what is here forgets it), and
-/// pulls every source that had one of them, or whose manifest is damaged: publishing writes it
+/// Has the damaged blobs handed out by nobody, and pulls every source that had one of them, or whose manifest is damaged: publishing writes it
 /// anew. One that fails does not keep the others from coming; the first failure decides the code.
 ///
 /// # Errors
@@ -71,15 +70,12 @@ pub trait Puller: Sync {
 pub async fn repair(
     store: &Arc<Store>,
     damage: &Damage,
-    withdrawn: &(dyn Fn() + Sync),
     puller: &impl Puller,
     tell: Tell<'_>,
 ) -> Result<Exit, Failure> {
-    let records = withdraw(store, damage).await;
-    // Some may be out where the disk failed at the next.
-    withdrawn();
+    let records = condemn(store, damage).await?;
     let mut exit = Exit::Done;
-    for record in records? {
+    for record in records {
         let (at, known, asked) = (Arc::clone(store), damage.clone(), record.clone());
         // What one source brings may be all that the next one lacked.
         if !blocking(move || Ok(known.is_in(&at, &asked))).await? {
@@ -100,7 +96,10 @@ pub async fn repair(
     let (at, known) = (Arc::clone(store), damage.clone());
     let lost = blocking(move || {
         // Models that share the blobs, and are not named by a source any more, show their files again.
-        at.rebuild_trees()?;
+        at.heed()?;
+        if !known.manifests.is_empty() {
+            at.rebuild_trees()?;
+        }
         lost(&at, &known)
     })
     .await?;
@@ -116,13 +115,14 @@ pub async fn repair(
     Ok(exit)
 }
 
-/// Takes the damaged blobs out; the sources that are here, but for unfinished ones, which meet the
-/// damage when their pull goes on.
-async fn withdraw(store: &Arc<Store>, damage: &Damage) -> Result<Vec<SourceRecord>, Failure> {
+/// Has the damaged blobs handed out by nobody; the sources that are here, but for unfinished ones,
+/// which meet the damage when their pull goes on.
+async fn condemn(store: &Arc<Store>, damage: &Damage) -> Result<Vec<SourceRecord>, Failure> {
     let (store, blobs) = (Arc::clone(store), damage.blobs.clone());
     blocking(move || {
-        for digest in &blobs {
-            store.withdraw(digest)?;
+        // Most are, by whoever found them.
+        for digest in blobs.iter().filter(|digest| store.view().has_blob(digest)) {
+            store.condemn(digest)?;
         }
         let records = store.view().kept()?.into_iter().filter_map(|kept| kept.record);
         Ok(records.filter(|record| record.manifest.is_some()).collect())

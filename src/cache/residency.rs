@@ -73,6 +73,8 @@ pub struct Resident {
     pub files: u64,
     /// Bytes of all files.
     pub bytes: u64,
+    /// What was known to be damaged when it was found complete.
+    damage: Option<u64>,
 }
 
 /// Complete models by their source's record id: a warm hit reads no manifest.
@@ -179,11 +181,13 @@ impl Residency {
             (known.models.get(record_id).cloned(), known.forgotten)
         };
         if let Some(known) = known
-            && known.tree.is_dir()
+            && self.is_still(&known)
         {
             return Ok(Some(known));
         }
         let view = self.store.view();
+        // Before the look: what is found to be damaged meanwhile counts.
+        let damage = view.damage_stamp();
         let Some(record) = view.source(record_id)? else { return Ok(None) };
         let Some(digest) = record.manifest else { return Ok(None) };
         let manifest = match view.manifest(&digest) {
@@ -199,6 +203,7 @@ impl Residency {
             tree: view.tree(&digest),
             files: manifest.files().len() as u64,
             bytes: manifest.size(),
+            damage,
         });
         let mut known = lock(&self.known);
         if known.forgotten == forgotten {
@@ -206,6 +211,13 @@ impl Residency {
         }
         drop(known);
         Ok(Some(resident))
+    }
+
+    /// Whether a model that was found complete still is: it has not been evicted, and nothing else is
+    /// known to be damaged than was then, by whichever process. Blocking.
+    pub(super) fn is_still(&self, resident: &Resident) -> bool {
+        let damage = self.store.view().damage_stamp();
+        damage.is_some() && damage == resident.damage && resident.tree.is_dir()
     }
 
     /// What was known of a source is looked up anew.
@@ -453,6 +465,12 @@ impl Residency {
             let book = self.book();
             if !book.is_used(&listing) {
                 self.store.drop_listing(&listing)?;
+            }
+        }
+        for tree in self.store.stray_trees()? {
+            let book = self.book();
+            if !book.is_used(&tree) {
+                self.store.drop_stray_tree(&tree)?;
             }
         }
         Ok(ended)

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::repair::Damage;
 use super::status::{ScrubStatus, now};
-use super::verify::VerifyEvent;
 use super::{Cache, blocking};
 use crate::domain::Digest;
 use crate::report::Failure;
@@ -23,6 +22,8 @@ use crate::telemetry::Where;
 const START_AFTER: Duration = Duration::from_secs(30);
 /// From the end of one pass to the next.
 const PASS_INTERVAL: Duration = Duration::from_hours(24);
+/// How long the scrub waits for what is damaged to come again; it is brought without it, too.
+const MEND_PATIENCE: Duration = Duration::from_mins(1);
 /// The name of the note that says where it is.
 const NOTE: &str = "scrub";
 
@@ -128,17 +129,14 @@ impl Cache {
         })
         .await?;
         let Some(bad) = bad else { return Ok(false) };
-        if !bad.is_empty() && self.store().view().has_blob(&digest) {
+        if !bad.is_empty() {
             self.scrubbed.damaged.fetch_add(1, Relaxed);
             self.metrics.verification_failure(Where::Scrub);
             tracing::error!(%digest, chunks = bad.len(), "a blob is damaged on disk: it is fetched again");
             let damage = Damage { blobs: [digest].into(), ..Damage::default() };
-            self.mend(&damage, &mut |event| {
-                if let VerifyEvent::Error { message, .. } = event {
-                    tracing::error!(error = %message, "a damaged model could not be repaired: its next user fetches it again");
-                }
-            })
-            .await?;
+            // An origin that is away does not keep the rest from being looked at.
+            let _ = tokio::time::timeout(MEND_PATIENCE, self.mend(&damage, &mut |_| {})).await;
+            self.healing.wake.notify_one();
             if self.store().view().has_blob(&digest) {
                 self.scrubbed.repaired.fetch_add(1, Relaxed);
                 tracing::info!(%digest, "the damaged blob was repaired");

@@ -1,5 +1,6 @@
 //! What a person or a scrape wants to know of the node, in one look.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,8 +9,9 @@ use super::Cache;
 use super::event::Moving;
 use super::mounted::MountStatus;
 use super::wanted::WantedState;
+use crate::domain::Digest;
 use crate::report::text::unix;
-use crate::store;
+use crate::store::{self, Census};
 use crate::telemetry::{Gauges, Totals};
 
 /// The disk, in bytes.
@@ -66,6 +68,20 @@ pub struct ScrubStatus {
     pub last_finished: Option<u64>,
 }
 
+/// A blob that is damaged or missing, and has not been fetched again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageStatus {
+    /// The blob.
+    pub digest: String,
+    /// `source: path` of files that it is, the first of them.
+    pub files: Vec<String>,
+    /// Seconds since 1970 when it was found.
+    pub since: Option<u64>,
+}
+
+/// Damaged blobs, and files of one, that are named.
+const DAMAGE_TOLD_MAX: usize = 64;
+
 /// What the cache knows of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -88,6 +104,12 @@ pub struct Status {
     pub totals: TotalsStatus,
     /// Since the daemon started.
     pub scrub: ScrubStatus,
+    /// How many blobs are damaged or missing now.
+    #[serde(default)]
+    pub damaged_blobs: u64,
+    /// The first of them.
+    #[serde(default)]
+    pub damaged: Vec<DamageStatus>,
 }
 
 /// Counts since the daemon started.
@@ -159,7 +181,7 @@ impl Cache {
             evictable: shares.evictable,
             reserved: self.residency.ledger.bytes(),
         };
-        let source_of = |digest: &crate::domain::Digest| {
+        let source_of = |digest: &Digest| {
             let entry = census.entries.iter().find(|entry| entry.manifest == Some(*digest));
             entry.and_then(|entry| entry.sources.first()).map(|(_, source, _)| source.clone())
         };
@@ -175,6 +197,7 @@ impl Cache {
             });
             (shown.collect(), book.pin_count() as u64)
         };
+        let damaged_blobs = census.lacking();
         leases.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
         Ok(Status {
             disk,
@@ -186,7 +209,35 @@ impl Cache {
             prefetch: self.wanted_states()?,
             totals: self.metrics.totals().into(),
             scrub: self.scrub_status(),
+            damaged_blobs: damaged_blobs.len() as u64,
+            damaged: self.damage_status(&census, &damaged_blobs)?,
         })
+    }
+
+    fn damage_status(&self, census: &Census, lacking: &BTreeSet<Digest>) -> Result<Vec<DamageStatus>, store::Error> {
+        if lacking.is_empty() {
+            return Ok(Vec::new());
+        }
+        let view = self.store().view();
+        let since: HashMap<Digest, u64> =
+            view.marks()?.into_iter().map(|(digest, mark)| (digest, mark.since)).collect();
+        let mut damaged: BTreeMap<Digest, DamageStatus> = BTreeMap::new();
+        for digest in lacking.iter().take(DAMAGE_TOLD_MAX) {
+            let status =
+                DamageStatus { digest: digest.to_string(), files: Vec::new(), since: since.get(digest).copied() };
+            damaged.insert(*digest, status);
+        }
+        for entry in census.entries.iter().filter(|entry| !entry.lacking.is_empty()) {
+            let Some(manifest) = entry.manifest.and_then(|digest| view.manifest(&digest).ok()) else { continue };
+            let name = entry.sources.first().map(|(_, source, _)| source.clone());
+            let name = name.or_else(|| entry.manifest.map(|digest| digest.short())).unwrap_or_default();
+            for file in manifest.files() {
+                if let Some(status) = damaged.get_mut(&file.digest).filter(|it| it.files.len() < DAMAGE_TOLD_MAX) {
+                    status.files.push(format!("{name}: {}", file.path));
+                }
+            }
+        }
+        Ok(damaged.into_values().collect())
     }
 
     /// The metrics as a scrape reads them. Blocking: reads the whole store.
@@ -210,6 +261,7 @@ impl Cache {
             leases: status.leases.len() as u64,
             pins: status.pins,
             models: status.models,
+            damaged_blobs: status.damaged_blobs,
             mount: status.mount.as_ref().map(Into::into).unwrap_or_default(),
         }))
     }

@@ -224,7 +224,7 @@ impl Found {
 }
 
 /// Hashes every blob of the models of that name once, or of all models, past the page cache where
-/// that can be, and says what is wrong. Repairs nothing.
+/// that can be, and says what is wrong: that is handed out by nobody from then on. Repairs nothing.
 ///
 /// # Errors
 /// As [`matching`]; [`Exit::Interrupted`](crate::report::Exit::Interrupted) when `cancel` says so, after at most one chunk.
@@ -259,8 +259,16 @@ pub async fn verify(
     let mut hashing = Hashing::of(plan.bytes());
     for (digest, blob) in &plan.blobs {
         let found = scrub(store, *digest, blob.size, cancel, &mut hashing, tell).await?;
-        if found.is_right() || (matches!(found, Found::Nothing) && plan.is_gone(store, blob)) {
+        if found.is_right() {
             continue;
+        }
+        if matches!(found, Found::Nothing) {
+            if plan.is_gone(store, blob) {
+                continue;
+            }
+            // Whoever brings it again brings it to all who lack it.
+            let (at, lacked) = (Arc::clone(store), *digest);
+            blocking(move || Ok(at.condemn(&lacked)?)).await?;
         }
         damage.blobs.insert(*digest);
         tell(VerifyEvent::Damaged {
@@ -318,11 +326,12 @@ async fn scrub(
     let _stop = Stop(Arc::clone(&stop));
     let (store, cancel, reading) = (Arc::clone(store), cancel.clone(), Arc::clone(&read));
     let scrubbing = blocking(move || {
-        let len = store.view().blob_len(&digest);
-        if !store.view().has_blob(&digest) {
-            return Ok(Some(Found::Nothing));
-        }
+        let len = match store.blob_len_of_any(&digest) {
+            Some(len) => len,
+            None => return Ok(Some(Found::Nothing)),
+        };
         if len != size {
+            store.condemn(&digest)?;
             return Ok(Some(Found::OtherSize(len)));
         }
         let scrubbed = store.scrub(&digest, &mut |bytes| {
@@ -346,7 +355,9 @@ async fn scrub(
         }
     };
     hashing.bytes_done = hashing.bytes_done.saturating_add(size);
-    found.ok_or_else(|| Failure::interrupted("nothing was changed: the same command starts anew"))
+    found.ok_or_else(|| {
+        Failure::interrupted("what was found is marked, nothing else was changed: the same command starts anew")
+    })
 }
 
 #[cfg(test)]

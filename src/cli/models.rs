@@ -51,6 +51,7 @@ fn cells(listed: &Listed) -> Vec<String> {
     let dash = || "-".to_owned();
     let state = match listed.state {
         State::Partial => format!("partial {} %", text::percent(listed.bytes_here, listed.bytes)),
+        State::Damaged if !listed.damaged.is_empty() => format!("damaged: {}", damaged(listed)),
         other => other.as_str().to_owned(),
     };
     let pinned = if listed.pinned == Some(true) { ", pinned" } else { "" };
@@ -62,6 +63,12 @@ fn cells(listed: &Listed) -> Vec<String> {
         format!("{state}{pinned}"),
         listed.last_used.map_or_else(dash, |used| text::ago(text::at(used))),
     ]
+}
+
+/// The files that are damaged or missing, as far as one line has room for them.
+fn damaged(listed: &Listed) -> String {
+    let files: Vec<&str> = listed.damaged.iter().map(String::as_str).collect();
+    text::some(&files).replace('`', "")
 }
 
 /// The source with its globs.
@@ -117,7 +124,8 @@ pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, F
         let files: Vec<_> = files.iter().map(|file| file_json(file, sharers(file))).collect();
         console.event(&json!({
             "source": listed.source, "digest": listed.digest, "path": path, "bytes": listed.bytes,
-            "bytes_here": listed.bytes_here, "state": listed.state, "pinned": listed.pinned, "files": files,
+            "bytes_here": listed.bytes_here, "state": listed.state, "pinned": listed.pinned, "damaged": listed.damaged,
+            "files": files,
         }));
         return Ok(Exit::Done);
     }
@@ -127,6 +135,9 @@ pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, F
     head.push(("files", format!("{} ({})", listed.files, text::bytes(listed.bytes))));
     let pinned = if listed.pinned == Some(true) { ", pinned" } else { "" };
     head.push(("state", format!("{}{pinned}", listed.state.as_str())));
+    if !listed.damaged.is_empty() {
+        head.push(("wrong", damaged(&listed)));
+    }
     if !is_whole {
         let percent = text::percent(listed.bytes_here, listed.bytes);
         head.push(("here", format!("{} ({percent} %)", text::bytes(listed.bytes_here))));
@@ -184,7 +195,13 @@ pub fn path(console: Console, directory: &Path, name: &str) -> Result<Exit, Fail
 pub fn export(console: Console, directory: &Path, name: &str, target: &Path, hard_link: bool) -> Result<Exit, Failure> {
     let view = look(directory)?;
     let named = named::complete(&view, name)?;
-    let done = view.export(&named.manifest, target, hard_link)?;
+    let done = match view.export(&named.manifest, target, hard_link) {
+        Err(store::Error::Damaged { detail, .. }) => {
+            let damaged = format!("`{name}` is damaged: {detail}; what was written before it is right");
+            return Err(Failure::hinted(Exit::Integrity, damaged, named::completing(&named.kept)));
+        }
+        other => other?,
+    };
     if let Some(record) = &named.kept.record {
         view.touch(record);
     }

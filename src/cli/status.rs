@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::args::Status;
 use super::console::Console;
 use super::{peer, watch};
-use crate::cache::{self, Disk, LeaseStatus, MountStatus, Moving, Progressing, WantedState};
+use crate::cache::{self, DamageStatus, Disk, LeaseStatus, MountStatus, Moving, Progressing, WantedState};
 use crate::domain::Digest;
 use crate::report::text::{self, bytes, percent};
 use crate::report::{Exit, Failure};
@@ -142,6 +142,7 @@ fn screen(told: &Told, now: SystemTime) -> String {
         cache.mount.as_ref().map(mount).unwrap_or_default(),
         counts(cache)
     )];
+    parts.extend(damaged(&cache.damaged, now));
     parts.extend(moving(&cache.moving));
     parts.extend(prefetch(&cache.prefetch));
     parts.extend(leases(&cache.leases, now));
@@ -230,6 +231,16 @@ fn counts(cache: &cache::Status) -> String {
 
 fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn damaged(damaged: &[DamageStatus], now: SystemTime) -> Option<String> {
+    let row = |damaged: &DamageStatus| {
+        let files: Vec<&str> = damaged.files.iter().map(String::as_str).collect();
+        let found = damaged.since.filter(|at| *at > 0);
+        let found = found.map_or_else(|| "-".to_owned(), |at| text::duration(since(now, at)));
+        vec![text::some(&files).replace('`', ""), found]
+    };
+    table(&["DAMAGED", "SINCE"], &damaged.iter().map(row).collect::<Vec<_>>())
 }
 
 fn moving(moving: &[Moving]) -> Option<String> {

@@ -22,7 +22,7 @@ use crate::store::Store;
 /// Damaged ranges of one file that are told to people.
 const RANGES_TOLD_MAX: usize = 8;
 /// What an interrupt leaves while nothing is repaired yet.
-const UNCHANGED: &str = "nothing was changed: the same command starts anew";
+const UNCHANGED: &str = "what was found is marked, nothing else was changed: the same command starts anew";
 
 /// Hashes every blob of the chosen models once; reports what is wrong, and repairs it if asked.
 pub async fn run(console: Console, directory: &Path, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
@@ -47,7 +47,7 @@ async fn by_us(console: Console, store: &Arc<Store>, args: &Verify, cancel: &Can
         return Ok(unrepaired(console, args));
     }
     let puller = LocalPull { store, origin: &args.origin, cancel };
-    Box::pin(cache::repair(store, &damage, &|| {}, &puller, tell)).await
+    Box::pin(cache::repair(store, &damage, &puller, tell)).await
 }
 
 /// The events of the daemon are those of this process. Which is the last depends on what was found:

@@ -172,6 +172,7 @@ async fn serve(
     let stop_scrub = Arc::new(AtomicBool::new(false));
     tokio::spawn(prove(Arc::clone(cache), Arc::clone(&phase)));
     tokio::spawn(housekeeping::run(Arc::clone(cache)));
+    tokio::spawn(Arc::clone(cache).heal());
     tokio::spawn(Arc::clone(cache).scrub(config.scrub_rate, Arc::clone(&stop_scrub)));
     tokio::spawn(wants::follow(Arc::clone(cache), loaded.clone()));
     if let Err(failure) = cache.resume_arriving().await {

@@ -1,8 +1,19 @@
 //! A model's files, by content. Two models with the same files have the same manifest digest.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, ModelPath, PathError, check_paths};
+
+/// The time of every file and directory of a model, since 1970: 1980-01-02 00:00 UTC, which is 1980
+/// in every time zone, and zip archives can say no year before. What came from an origin has no time
+/// that is the same on all nodes, and the time of its arrival would differ too.
+pub const FILE_TIME: Duration = Duration::from_hours(87_672);
+/// The mode of every directory of a model.
+pub const DIRECTORY_MODE: u16 = 0o755;
+/// The mode of every file of a model.
+pub const FILE_MODE: u16 = 0o444;
 
 /// One file of a model.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

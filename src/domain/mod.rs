@@ -28,7 +28,7 @@ pub use chunk_set::ChunkSet;
 pub use digest::{Digest, DigestError};
 pub use grid::{ChunkIndex, Grid};
 pub use load_order::{INDEX_FILE_NAMES, load_order};
-pub use manifest::{Manifest, ManifestEntry, ManifestError};
+pub use manifest::{DIRECTORY_MODE, FILE_MODE, FILE_TIME, Manifest, ManifestEntry, ManifestError};
 pub use object::{Object, Version};
 pub use path::{ModelPath, PathError, check_paths};
 pub use source::{Scheme, Source, SourceError};

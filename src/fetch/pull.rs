@@ -82,17 +82,24 @@ impl Pull {
         let wire = Arc::new(Wire::new(&self.engine, remote, progress, stop.clone()));
         let mut tools = Tools::new(wire, &self.engine);
         let hold = Arc::clone(&tools.hold);
-        let work = self.resolve_and_transfer(&mut tools);
-        // The user's switch ends our own: tasks then flush what they hold and stop.
-        let (files, markers) = tokio::select! {
-            biased;
-            result = async { tokio::pin!(work); tokio::select! {
+        let mut round = 1;
+        let outcome = loop {
+            let work = self.resolve_and_transfer(&mut tools);
+            // The user's switch ends our own: tasks then flush what they hold and stop.
+            let (files, markers) = tokio::select! {
                 biased;
-                _ = self.cancel.guard(std::future::pending::<()>()) => { stop.cancel(); work.await }
-                result = &mut work => result,
-            } } => result?,
+                result = async { tokio::pin!(work); tokio::select! {
+                    biased;
+                    _ = self.cancel.guard(std::future::pending::<()>()) => { stop.cancel(); work.await }
+                    result = &mut work => result,
+                } } => result?,
+            };
+            match self.publish(files, markers, started).await {
+                // What was here when it was looked up has been found damaged since: it comes again.
+                Err(Error::Store(store::Error::Absent(_))) if round < LISTINGS_MAX => round += 1,
+                outcome => break outcome,
+            }
         };
-        let outcome = self.publish(files, markers, started).await;
         // From here on the manifest names what was held.
         drop(hold);
         outcome

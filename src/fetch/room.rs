@@ -127,7 +127,13 @@ pub struct FreeSpace {
 impl Room for FreeSpace {
     fn reserve(&self, store: &Store, wants: Vec<(ObjectId, u64)>) -> Result<Reservation, Error> {
         let needed = self.ledger.additional(&wants);
-        let free = store.available()?.saturating_sub(self.ledger.bytes());
+        let free = || Ok::<u64, Error>(store.available()?.saturating_sub(self.ledger.bytes()));
+        let mut free_now = free()?;
+        if needed > free_now && store.forget(&[], &[])? > 0 {
+            // Copies that are known to be damaged, and what nothing names, have made room.
+            free_now = free()?;
+        }
+        let free = free_now;
         if needed > free {
             let path = store.view().directory().to_owned();
             return Err(store::Error::Full { path, needed, free }.into());

@@ -25,7 +25,7 @@ use super::backing::{Backed, Backing};
 use super::counts::Counts;
 use super::directories::{Directories, Entries};
 use super::lock;
-use super::node::{Key, Node, Sealed, nothing};
+use super::node::{Node, Sealed, nothing};
 use super::opens::{NO_SLOT, Opens};
 use super::tree::{Entry, Lasts, Missing, Tree};
 use crate::cache::{Cache, ReadError};
@@ -124,8 +124,10 @@ impl Answers {
         let (handle, _) = self.opened(unique, sealed.digest);
         let close = || self.closed(handle, || Some(sealed.digest));
         let open = || self.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other);
-        // Also where it has an id already: a file that is gone must not be opened.
+        // Also where it has an id already: a file that is gone, or known to be damaged, must not be
+        // opened. The kernel looks its name up again.
         if !self.is_here(sealed) {
+            self.tree.forget_all();
             close();
             return reply.error(Errno::ESTALE);
         }
@@ -261,7 +263,11 @@ impl Answers {
                 None => Arc::new(this.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other)?),
             };
             let mut buffer = vec![0; len];
-            file.read_exact_at(&mut buffer, offset).map(|()| buffer)
+            let read = file.read_exact_at(&mut buffer, offset).map(|()| buffer);
+            if let Err(error) = &read {
+                this.cache.read_failed(&sealed.digest, error);
+            }
+            read
         });
         match read.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(bytes) => self.give(&bytes, reply),
@@ -516,7 +522,7 @@ impl Filesystem for Mounted {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let flags = match self.0.node(ino) {
-            Ok(Node::Directory { key: Key::Whole(_), .. }) => {
+            Ok(Node::Directory { key, .. }) if self.0.tree.is_whole(key) => {
                 FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
             }
             Ok(_) => FopenFlags::empty(),

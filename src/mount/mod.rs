@@ -389,4 +389,8 @@ impl Observer for Mounts {
     fn model_went(&self, digest: &Digest) {
         self.live().iter().for_each(|answers| answers.tree.forget(digest));
     }
+
+    fn model_changed(&self, digest: &Digest) {
+        self.model_went(digest);
+    }
 }

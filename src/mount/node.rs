@@ -2,16 +2,13 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::domain::Digest;
-use crate::store::ObjectId;
+use crate::domain::{DIRECTORY_MODE, Digest, FILE_MODE, FILE_TIME};
+use crate::store::{CopyId, ObjectId};
 
-/// The time of everything, since 1970: 1980-01-01, the earliest that zip archives can say. What came
-/// from an origin has no time that is the same on all nodes.
-const TIME: Duration = Duration::from_hours(87_648);
 const BLOCK_LEN: u32 = 4096;
 
 /// Which model a directory belongs to.
@@ -30,17 +27,20 @@ pub struct Sealed {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-    /// When its last byte was written, in nanoseconds since 1970: another copy, fetched after an
-    /// eviction, has another number, because the kernel binds an inode that is still open to the
-    /// backing file that it was opened with.
-    pub written: i128,
+    /// Another copy, fetched after an eviction or in place of a damaged one, has another number,
+    /// because the kernel binds an inode that is still open to the backing file that it was opened
+    /// with.
+    pub copy: [u8; 16],
 }
 
 impl Sealed {
     /// A blob with this metadata.
     pub fn new(digest: Digest, metadata: &std::fs::Metadata) -> Self {
-        let written = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Self { digest, size: metadata.len(), written }
+        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        // A file that an earlier version sealed has the time of its last byte, and keeps its number.
+        let is_ours = i128::try_from(FILE_TIME.as_nanos()) == Ok(modified);
+        let copy = if is_ours { CopyId::of(metadata).to_bytes() } else { modified.to_le_bytes() };
+        Self { digest, size: metadata.len(), copy }
     }
 }
 
@@ -97,9 +97,7 @@ impl Node {
             Self::Directory { key: Key::Arriving(listing), path } => {
                 hasher.update(b"listed\0").update(listing.as_bytes()).update(path.as_bytes())
             }
-            Self::Sealed(sealed) => {
-                hasher.update(b"sealed\0").update(sealed.digest.as_bytes()).update(&sealed.written.to_le_bytes())
-            }
+            Self::Sealed(sealed) => hasher.update(b"sealed\0").update(sealed.digest.as_bytes()).update(&sealed.copy),
             Self::Partial { file, .. } => hasher.update(b"partial\0").update(file.file_id().as_bytes()),
         };
         let mut number = [0; 8];
@@ -111,12 +109,14 @@ impl Node {
     /// What `stat` says.
     pub fn attributes(&self) -> FileAttr {
         let (kind, perm, size) = match self {
-            Self::Root | Self::Arriving | Self::Sources(_) | Self::Directory { .. } => (FileType::Directory, 0o555, 0),
+            Self::Root | Self::Arriving | Self::Sources(_) | Self::Directory { .. } => {
+                (FileType::Directory, DIRECTORY_MODE, 0)
+            }
             Self::Link { target, .. } => (FileType::Symlink, 0o777, target.len() as u64),
-            Self::Sealed(sealed) => (FileType::RegularFile, 0o444, sealed.size),
-            Self::Partial { file, .. } => (FileType::RegularFile, 0o444, file.size),
+            Self::Sealed(sealed) => (FileType::RegularFile, FILE_MODE, sealed.size),
+            Self::Partial { file, .. } => (FileType::RegularFile, FILE_MODE, file.size),
         };
-        let time = UNIX_EPOCH + TIME;
+        let time = UNIX_EPOCH + FILE_TIME;
         FileAttr {
             ino: INodeNo(self.number()),
             size,
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn numbers_differ_by_content_state_and_copy_and_by_nothing_else() {
         let digest = Digest::of(b"a");
-        let sealed = |written| Node::Sealed(Sealed { digest, size: 1, written });
+        let sealed = |copy| Node::Sealed(Sealed { digest, size: 1, copy: [copy; 16] });
         let object = |uri: &str| {
             Arc::new(ObjectId { origin: "o".into(), uri: uri.into(), version: Version::Generation(1), size: 1 })
         };

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub struct Entry {
 /// What is not there.
 #[derive(Debug)]
 pub enum Missing {
-    /// There is no such name; in a complete model there never will be.
+    /// There is no such name; in a model that lacks nothing there never will be.
     Name(Lasts),
     /// What it was part of is gone.
     Stale,
@@ -68,15 +69,22 @@ impl From<store::Error> for Missing {
     }
 }
 
-/// The names in each directory, in order.
-type Whole = BTreeMap<Arc<str>, Vec<(Arc<str>, Node)>>;
+/// The directories of a complete model.
+#[derive(Debug)]
+struct Whole {
+    /// The names in each, in order; not those of files that are damaged or missing.
+    directories: BTreeMap<Arc<str>, Vec<(Arc<str>, Node)>>,
+    /// How long the kernel may remember them: where one is missing, it comes back.
+    lasts: Lasts,
+}
+
 /// The names in each directory: a file by its place in the record, or a directory.
 type Listed = BTreeMap<Arc<str>, BTreeMap<Arc<str>, Option<usize>>>;
 
 /// A model's directories.
 #[derive(Debug)]
 enum Model {
-    /// Nothing in it ever changes while it is here.
+    /// Nothing in it ever changes while it is here and lacks nothing.
     Whole(Whole),
     Arriving {
         record: Arc<SourceRecord>,
@@ -100,6 +108,8 @@ pub struct Tree {
     cache: Arc<Cache>,
     nodes: RwLock<HashMap<u64, Node>>,
     models: Mutex<HashMap<Key, Arc<Model>>>,
+    /// How often something was forgotten: what was read before that is not remembered after it.
+    forgotten: AtomicU64,
     links: Mutex<Option<(Instant, Arc<Links>)>>,
     walked: Mutex<Option<Instant>>,
 }
@@ -111,6 +121,7 @@ impl Tree {
             cache,
             nodes: RwLock::default(),
             models: Mutex::default(),
+            forgotten: AtomicU64::new(0),
             links: Mutex::default(),
             walked: Mutex::default(),
         }
@@ -174,11 +185,11 @@ impl Tree {
                 entry(below_sources(links.at(&path).ok_or_else(nothing)?, &path), Lasts::Moment)
             }
             Node::Directory { key, path } => match self.model(*key)?.as_ref() {
-                Model::Whole(directories) => {
+                Model::Whole(Whole { directories, lasts }) => {
                     let names = directories.get(path).ok_or(Missing::Stale)?;
                     let at = names.binary_search_by(|(other, _)| other.as_ref().cmp(name));
-                    let at = at.map_err(|_| Missing::Name(Lasts::Forever))?;
-                    entry(names[at].1.clone(), Lasts::Forever)
+                    let at = at.map_err(|_| Missing::Name(*lasts))?;
+                    entry(names[at].1.clone(), *lasts)
                 }
                 Model::Arriving { record, directories } => {
                     let names = directories.get(path).ok_or(Missing::Stale)?;
@@ -226,12 +237,12 @@ impl Tree {
                 Ok(entries.collect())
             }
             Node::Directory { key, path } => match self.model(*key)?.as_ref() {
-                Model::Whole(directories) => {
+                Model::Whole(Whole { directories, lasts }) => {
                     let names = directories.get(path).ok_or(Missing::Stale)?;
                     let entry = |(name, node): &(Arc<str>, Node)| Entry {
                         name: Arc::clone(name),
                         node: node.clone(),
-                        lasts: Lasts::Forever,
+                        lasts: *lasts,
                     };
                     Ok(names.iter().map(entry).collect())
                 }
@@ -259,7 +270,21 @@ impl Tree {
 
     /// A model is gone, or not what it was.
     pub fn forget(&self, model: &Digest) {
-        lock(&self.models).remove(&Key::Whole(*model));
+        let mut models = lock(&self.models);
+        models.remove(&Key::Whole(*model));
+        self.forgotten.fetch_add(1, Relaxed);
+    }
+
+    /// What was remembered led to a file that is not there any more.
+    pub fn forget_all(&self) {
+        let mut models = lock(&self.models);
+        models.retain(|key, _| matches!(key, Key::Arriving(_)));
+        self.forgotten.fetch_add(1, Relaxed);
+    }
+
+    /// Whether a directory is as it is for as long as it is there.
+    pub fn is_whole(&self, key: Key) -> bool {
+        matches!(self.model(key).as_deref(), Ok(Model::Whole(Whole { lasts: Lasts::Forever, .. })))
     }
 
     fn arriving(
@@ -289,13 +314,14 @@ impl Tree {
         if let Some(model) = lock(&self.models).get(&key) {
             return Ok(Arc::clone(model));
         }
+        let forgotten = self.forgotten.load(Relaxed);
         let view = self.cache.store().view();
         let model = match key {
             Key::Whole(digest) => {
                 if !view.tree(&digest).is_dir() {
                     return Err(Missing::Stale);
                 }
-                Model::Whole(self.whole(&digest, &view.manifest(&digest)?)?)
+                Model::Whole(self.whole(&digest, &view.manifest(&digest)?))
             }
             Key::Arriving(listing) => {
                 let record = self.cache.listing(&listing)?.ok_or(Missing::Stale)?;
@@ -308,9 +334,9 @@ impl Tree {
         if models.len() >= MODELS_MAX {
             models.clear();
         }
-        // It may have gone while it was read: then the next look must see that.
+        // It may have gone, or changed, while it was read: then the next look must see that.
         let is_here = match key {
-            Key::Whole(digest) => view.tree(&digest).is_dir(),
+            Key::Whole(digest) => self.forgotten.load(Relaxed) == forgotten && view.tree(&digest).is_dir(),
             Key::Arriving(_) => true,
         };
         if is_here {
@@ -319,20 +345,27 @@ impl Tree {
         Ok(model)
     }
 
-    fn whole(&self, digest: &Digest, manifest: &Manifest) -> Result<Whole, Missing> {
+    fn whole(&self, digest: &Digest, manifest: &Manifest) -> Whole {
         let view = self.cache.store().view();
         let mut directories: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Node>> =
             BTreeMap::from([("".into(), BTreeMap::new())]);
+        let mut lasts = Lasts::Forever;
         for file in manifest.files() {
-            let sealed = Sealed::new(file.digest, &view.blob_metadata(&file.digest)?);
             let (parent, name) = split(file.path.as_str());
-            directories.entry(parent.into()).or_default().insert(name.into(), Node::Sealed(sealed));
+            let names = directories.entry(parent.into()).or_default();
+            if let Ok(metadata) = view.blob_metadata(&file.digest) {
+                names.insert(name.into(), Node::Sealed(Sealed::new(file.digest, &metadata)));
+            } else {
+                // Damaged, and on its way again: all others are as they were.
+                lasts = Lasts::Moment;
+            }
             for (parent, name) in above(parent) {
                 let node = Node::Directory { key: Key::Whole(*digest), path: join(parent, name).into() };
                 directories.entry(parent.into()).or_default().insert(name.into(), node);
             }
         }
-        Ok(directories.into_iter().map(|(path, names)| (path, names.into_iter().collect())).collect())
+        let directories = directories.into_iter().map(|(path, names)| (path, names.into_iter().collect())).collect();
+        Whole { directories, lasts }
     }
 
     fn listings(&self) -> Result<Vec<Digest>, store::Error> {

@@ -99,6 +99,16 @@ pub fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
+/// The first of some names, and how many more there are.
+#[must_use]
+pub fn some(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        [one] => format!("`{one}`"),
+        [first, others @ ..] => format!("`{first}` and {}", count(others.len(), "more file")),
+    }
+}
+
 /// A terminal that nobody widened.
 const LINE_LEN_MAX: usize = 80;
 
@@ -125,6 +135,13 @@ pub fn lines(first_indent: &str, indent: &str, clauses: &[String]) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_names_are_the_first_and_a_number() {
+        assert_eq!(some(&["a"]), "`a`");
+        assert_eq!(some(&["a", "b"]), "`a` and 1 more file");
+        assert_eq!(some(&["a", "b", "c"]), "`a` and 2 more files");
+    }
 
     #[test]
     fn numbers_for_people() {

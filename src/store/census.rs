@@ -1,11 +1,11 @@
 //! Everything in the store with its size: what a decision about eviction looks at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, SourceRecord, Store, fsx, models, partial, sealed};
+use super::{Error, Layout, SourceRecord, Store, damage, fsx, models, partial, sealed};
 use crate::domain::Digest;
 
 /// What a model or an unfinished source keeps alive.
@@ -18,6 +18,8 @@ pub struct Entry {
     pub sources: Vec<(String, String, SystemTime)>,
     /// Its blobs that are here.
     pub blobs: Vec<Digest>,
+    /// Of a model, those that are damaged or missing.
+    pub lacking: Vec<Digest>,
     /// What those records name, as listings.
     pub listings: Vec<Digest>,
     /// Partials that it waits for.
@@ -46,11 +48,18 @@ pub struct Census {
     pub held: Vec<Digest>,
     /// Blobs being filled, or left half-way.
     pub partials: Vec<PartialEntry>,
-    /// Bytes of blobs that nothing names and nobody holds: the next removal takes them along.
+    /// Bytes of blobs that nothing names and nobody holds, and of copies that are known to be wrong:
+    /// the next removal takes them along.
     pub strays: u64,
 }
 
 impl Census {
+    /// Blobs that models name and that are damaged or missing.
+    #[must_use]
+    pub fn lacking(&self) -> BTreeSet<Digest> {
+        self.entries.iter().flat_map(|entry| &entry.lacking).copied().collect()
+    }
+
     /// Bytes of blobs and partials.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -87,7 +96,9 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
         let (sources, listings, mut blobs) = of_manifest.remove(&digest).unwrap_or_default();
         blobs.extend(files.into_iter().map(|file| file.digest));
         let blobs = blobs.into_iter().collect();
-        census.add(layout, Entry { manifest: Some(digest), sources, blobs, listings, partials: Vec::new() });
+        let entry =
+            Entry { manifest: Some(digest), sources, blobs, lacking: Vec::new(), listings, partials: Vec::new() };
+        census.add(layout, entry);
     }
     for (record, used) in unfinished {
         let sources = vec![(record.id(), record.source.clone(), used)];
@@ -100,6 +111,10 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
         }
         let Some(record) = models::read_listing(layout, &listing)? else { continue };
         census.add(layout, incomplete(store, &record, listing, Vec::new()));
+    }
+    for (digest, _) in damage::all(layout)? {
+        let condemned = sealed::condemned(layout, &digest);
+        census.strays += condemned.iter().map(|(_, metadata)| metadata.blocks() * 512).sum::<u64>();
     }
     for digest in sealed::all(layout)? {
         let bytes = || sealed::metadata(layout, &digest).map_or(0, |metadata| metadata.blocks() * 512);
@@ -124,6 +139,7 @@ fn incomplete(
         manifest: None,
         sources,
         blobs: store.blobs_known(record).into_iter().collect(),
+        lacking: Vec::new(),
         listings: vec![listing],
         partials: record.files.iter().map(|file| record.object(file).file_id()).collect(),
     }
@@ -131,7 +147,7 @@ fn incomplete(
 
 impl Census {
     fn add(&mut self, layout: &Layout, mut entry: Entry) {
-        entry.blobs.retain(|digest| {
+        let is_here = |digest: &Digest| {
             if self.blobs.contains_key(digest) {
                 return true;
             }
@@ -139,7 +155,12 @@ impl Census {
                 self.blobs.insert(*digest, metadata.blocks() * 512);
                 true
             })
-        });
+        };
+        let lacking;
+        (entry.blobs, lacking) = std::mem::take(&mut entry.blobs).into_iter().partition(is_here);
+        if entry.manifest.is_some() {
+            entry.lacking = lacking;
+        }
         self.entries.push(entry);
     }
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use memmap2::MmapMut;
 
+use super::damage::CopyId;
+
 /// One read: large enough for a disk to stream, small enough to stay in a core's cache.
 const READ_LEN: usize = 1 << 20;
 
@@ -28,6 +30,11 @@ impl Reader {
         };
         let size = file.metadata()?.len();
         Ok(Self { file, size, buffer: MmapMut::map_anon(READ_LEN)? })
+    }
+
+    /// Which copy is read.
+    pub(super) fn copy(&self) -> io::Result<CopyId> {
+        self.file.metadata().map(|metadata| CopyId::of(&metadata))
     }
 
     pub(super) const fn size(&self) -> u64 {

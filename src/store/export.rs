@@ -1,12 +1,16 @@
 //! A copy of a model that the caller owns.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
+use super::damage::{self, CopyId};
 use super::error::AtPath as _;
 use super::{Error, Layout, fsx, sealed};
-use crate::domain::Manifest;
+use crate::domain::{Digest, Manifest, ManifestEntry};
+
+/// One read and one write: large enough for a disk to stream, small enough to stay in a core's cache.
+const COPY_LEN: usize = 1 << 20;
 
 /// How the files of an export came to be.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +26,8 @@ pub struct Exported {
 }
 
 /// Writes a model's files below `directory`, which is absent or empty. Each file gets its name
-/// by rename once it is whole; `hard_links` allows names of the store's own read-only files.
+/// by rename once it is whole and every byte of it was hashed, however it came there;
+/// `hard_links` allows names of the store's own read-only files.
 pub(super) fn export(
     layout: &Layout,
     manifest: &Manifest,
@@ -39,35 +44,77 @@ pub(super) fn export(
         let parent = to.parent().unwrap_or(directory);
         fsx::create_directories(parent).at("create", parent)?;
         exported.bytes += file.size;
-        sealed::with_path(layout, &file.digest, &file.path, |from| {
-            if hard_links && std::fs::hard_link(from, &to).is_ok() {
-                exported.linked += 1;
-            } else if copy_whole(from, &to).at("write", &to)? {
-                exported.reflinked += 1;
-            } else {
-                exported.copied += 1;
-            }
-            Ok(())
-        })?;
+        let how =
+            sealed::with_path(layout, &file.digest, &file.path, |from| give(layout, file, from, &to, hard_links))?;
+        *match how {
+            How::Linked => &mut exported.linked,
+            How::Reflinked => &mut exported.reflinked,
+            How::Copied => &mut exported.copied,
+        } += 1;
     }
     Ok(exported)
 }
 
-/// True when the copy is a reflink.
-fn copy_whole(from: &Path, to: &Path) -> io::Result<bool> {
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Linked,
+    Reflinked,
+    Copied,
+}
+
+/// Gives out one file, if it is right. One that is not is known from here on.
+fn give(layout: &Layout, file: &ManifestEntry, from: &Path, to: &Path, hard_links: bool) -> Result<How, Error> {
     let temporary = fsx::scratch_name(to.parent().unwrap_or(to));
-    let result = (|| {
-        let mut source = File::open(from)?;
-        let mut target = File::options().write(true).create_new(true).open(&temporary)?;
-        let reflinked = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
-        if !reflinked {
-            io::copy(&mut source, &mut target)?;
+    let given = (|| {
+        let mut source = File::open(from).at("open", from)?;
+        let copy = CopyId::of(&source.metadata().at("look at", from)?);
+        let (how, digest) = written(from, &mut source, &temporary, hard_links)?;
+        if digest != Some(file.digest) {
+            if let Err(error) = damage::mark(layout, &file.digest, Some(copy)) {
+                tracing::warn!(%error, "the damage cannot be written down, so others do not know it: `larder verify` finds it too");
+            }
+            let detail = format!("`{}` has other bytes than were pulled, or cannot be read", file.path);
+            return Err(Error::Damaged { digest: file.digest, detail });
         }
-        std::fs::rename(&temporary, to)?;
-        Ok(reflinked)
+        if !matches!(how, How::Linked) {
+            fsx::set_time(&temporary).at("finish", &temporary)?;
+        }
+        std::fs::rename(&temporary, to).at("write", to)?;
+        Ok(how)
     })();
-    if result.is_err() {
+    if given.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    result
+    given
+}
+
+/// Makes the file, and hashes what is in it now: `None` where the disk does not give its bytes.
+fn written(from: &Path, source: &mut File, to: &Path, hard_links: bool) -> Result<(How, Option<Digest>), Error> {
+    if hard_links && std::fs::hard_link(from, to).is_ok() {
+        return Ok((How::Linked, hashed(&mut File::open(to).at("open", to)?, None, to)?));
+    }
+    let target = File::options().read(true).write(true).create_new(true).open(to);
+    let mut target = target.at("create", to)?;
+    if rustix::fs::ioctl_ficlone(&target, &*source).is_ok() {
+        return Ok((How::Reflinked, hashed(&mut target, None, to)?));
+    }
+    Ok((How::Copied, hashed(source, Some(&mut target), to)?))
+}
+
+/// Reads a file to its end, and writes what is read to `copy`, where there is to be one.
+fn hashed(source: &mut File, mut copy: Option<&mut File>, to: &Path) -> Result<Option<Digest>, Error> {
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; COPY_LEN]);
+    loop {
+        let read = match source.read(&mut buffer) {
+            Ok(0) => return Ok(Some(Digest::from_bytes(*hasher.finalize().as_bytes()))),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if damage::is_proof(&error) => return Ok(None),
+            Err(error) => return Err(error).at("read what becomes", to),
+        };
+        hasher.update(&buffer[..read]);
+        if let Some(copy) = &mut copy {
+            copy.write_all(&buffer[..read]).at("write", to)?;
+        }
+    }
 }

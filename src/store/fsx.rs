@@ -2,12 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+
+use crate::domain::{DIRECTORY_MODE, FILE_TIME};
 
 /// Taken around every create and rename of the hot path. The kernel lets one thread at a time
 /// change a directory, and its waiters spin (an rwsem with optimistic spinning); ours sleep.
@@ -163,6 +166,31 @@ pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
 /// Makes directories; those that are there already stay as they are.
 pub(super) fn create_directories(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)
+}
+
+/// Gives a file or a directory the time that everything in a model has.
+pub(super) fn set_time(path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
+    let seconds = i64::try_from(FILE_TIME.as_secs()).map_err(io::Error::other)?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+    };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// How long nobody has changed a file's bytes, names or mode; `None` where that is not known.
+pub(super) fn unchanged_for(path: &Path) -> Option<Duration> {
+    let metadata = path.metadata().ok()?;
+    let changed = Duration::new(u64::try_from(metadata.ctime()).ok()?, u32::try_from(metadata.ctime_nsec()).ok()?);
+    SystemTime::now().duration_since(UNIX_EPOCH + changed).ok()
+}
+
+/// Gives a directory of a model its mode, whatever the umask of this process, and its time, which
+/// every change of its names moves.
+pub(super) fn finish_directory(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE.into()))?;
+    set_time(path)
 }
 
 /// Removes a file; one that is not there is fine.

@@ -1,8 +1,10 @@
 //! Every path of the store is built here and nowhere else. FORMAT.md draws the tree.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::boot::BootId;
+use super::damage::Unwritten;
 use crate::domain::Digest;
 
 /// The directory of this format. A change of format is a new name, never a migration in place.
@@ -14,12 +16,14 @@ pub struct Layout {
     base: PathBuf,
     root: PathBuf,
     boot: BootId,
+    /// Part of what is below, but for a disk that does not take it: so it goes where the paths go.
+    unwritten_marks: Arc<Unwritten>,
 }
 
 impl Layout {
     /// The layout below `base` during boot `boot`.
     pub(super) fn new(base: &Path, boot: BootId) -> Self {
-        Self { base: base.to_owned(), root: base.join(FORMAT_DIRECTORY), boot }
+        Self { base: base.to_owned(), root: base.join(FORMAT_DIRECTORY), boot, unwritten_marks: Arc::default() }
     }
 
     /// The directory the user named.
@@ -117,6 +121,19 @@ impl Layout {
         self.root.join("mount")
     }
 
+    /// Which copies of blobs are known to be wrong.
+    pub(super) fn marks(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+
+    pub(super) fn mark(&self, digest: &Digest) -> PathBuf {
+        self.marks().join(digest.to_string())
+    }
+
+    pub(super) fn unwritten_marks(&self) -> &Unwritten {
+        &self.unwritten_marks
+    }
+
     /// Notes of one kind.
     pub(super) fn shelf(&self, directory: &str) -> PathBuf {
         self.root.join(directory)
@@ -150,6 +167,7 @@ impl Layout {
                 "listings",
                 "mount",
                 "models",
+                "damaged",
                 "leases",
                 "pins",
                 "state",

@@ -8,6 +8,7 @@
 mod boot;
 mod catalog;
 mod census;
+mod damage;
 mod direct;
 mod error;
 mod export;
@@ -23,13 +24,14 @@ mod record;
 mod recovery;
 mod sealed;
 mod space;
+mod trees;
 mod view;
 mod writeback;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -38,6 +40,7 @@ use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Manifest, Obj
 use boot::BootId;
 pub use catalog::{Equal, Known, ObjectId};
 pub use census::{Census, Entry, PartialEntry};
+pub use damage::{CopyId, Mark};
 use error::AtPath as _;
 pub use error::Error;
 pub use export::Exported;
@@ -68,6 +71,8 @@ pub struct Store {
     names: Mutex<()>,
     observer: OnceLock<Arc<dyn Observer>>,
     recovered: Recovered,
+    /// Marks whose blobs are out of every tree, as far as this process has seen to it.
+    heeded: Mutex<HashMap<Digest, Option<CopyId>>>,
 }
 
 impl Store {
@@ -101,8 +106,12 @@ impl Store {
         let catalog = catalog::Catalog::open(&layout)?;
         recovered.catalog_lines_dropped = catalog.dropped();
         let (catalog, holds, names) = (Mutex::new(catalog), Arc::default(), Mutex::default());
-        let (view, observer) = (View::new(layout), OnceLock::new());
-        Ok(Self { view, _lock: lock, catalog, holds, names, observer, recovered })
+        let (view, observer, heeded) = (View::new(layout), OnceLock::new(), Mutex::default());
+        let store = Self { view, _lock: lock, catalog, holds, names, observer, recovered, heeded };
+        if let Err(error) = store.heed() {
+            tracing::warn!(%error, "what is known to be damaged could not be taken out of every model's directory");
+        }
+        Ok(store)
     }
 
     /// Hashes what another boot left unproven, and mends or removes what shows it. Takes as long
@@ -380,16 +389,23 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]; [`Error::Absent`] when a blob of the manifest is not here.
     pub fn publish(&self, mut source: SourceRecord, manifest: &Manifest) -> Result<Digest, Error> {
-        let _names = self.lock_names();
-        let (digest, was_missing) = models::write_manifest(self.layout(), manifest)?;
-        // A tree without a manifest was not among those that lost their damaged blobs.
-        let stale = was_missing || !models::is_complete(self.layout(), manifest, &digest);
-        if stale && self.layout().model(&digest).is_dir() {
-            models::remove_tree(self.layout(), &digest)?;
+        let names = self.lock_names();
+        let (digest, _) = models::write_manifest(self.layout(), manifest)?;
+        if !trees::is_complete(self.layout(), manifest, &digest) {
+            let mended = trees::mend(self.layout(), manifest, &digest, None)?;
+            if mended.changed {
+                self.tell(|observer| observer.model_changed(&digest));
+            }
+            if mended.lacking > 0 {
+                // Removed, or found to be wrong, since this pull looked for it.
+                return Err(Error::Absent(format!("{} of the files of model {digest}", mended.lacking)));
+            }
         }
-        models::build_tree(self.layout(), manifest, &digest)?;
         source.manifest = Some(digest);
         models::write_source(self.layout(), &source)?;
+        drop(names);
+        // What came may be what other models lack.
+        self.heed()?;
         Ok(digest)
     }
 
@@ -403,9 +419,11 @@ impl Store {
         let mut settled = 0;
         for name in fsx::names(&fresh).at("list", &fresh)? {
             let Ok(digest) = name.parse::<Digest>() else { continue };
-            let sealed_at = fresh.join(&name).metadata().and_then(|m| m.modified());
-            let age = sealed_at.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-            if all || age > SETTLE_AGE {
+            if !self.view.has_blob(&digest) {
+                // Known to be wrong.
+                continue;
+            }
+            if all || fsx::unchanged_for(&fresh.join(&name)).is_none_or(|age| age > SETTLE_AGE) {
                 self.settle_one(&digest)?;
                 settled += 1;
             }
@@ -421,7 +439,7 @@ impl Store {
                 let path = self.layout().manifest(&digest);
                 fsx::sync_if_there(&path).at("sync", &path)?;
                 if let Ok(manifest) = models::read_manifest(self.layout(), &digest) {
-                    models::sync_tree(self.layout(), &manifest, &digest)?;
+                    trees::sync(self.layout(), &manifest, &digest)?;
                 }
             }
             for directory in self.layout().directories() {
@@ -437,8 +455,9 @@ impl Store {
                 // Removed meanwhile.
                 return Ok(());
             }
-            tracing::error!(%digest, %error, "the disk failed to write a blob: dropped, it is fetched again when asked for");
-            self.withdraw(digest)?;
+            tracing::error!(%digest, %error, "the disk failed to write a blob: it is fetched again");
+            // Whatever memory says of it, the disk may say something else.
+            self.condemn(digest)?;
             return Err(error);
         }
         match sealed::settle(self.layout(), digest) {
@@ -448,36 +467,160 @@ impl Store {
     }
 
     /// Hashes a blob on disk; the chunks that are wrong, none when it is right. `each` hears the
-    /// bytes read so far and returns false to stop, and then the answer is `None`.
+    /// bytes read so far and returns false to stop, and then the answer is `None`. What is found is
+    /// written down: a copy that is wrong is handed out by nobody from here on.
     ///
     /// # Errors
     /// [`Error::Absent`]; [`Error::Io`].
     pub fn scrub(&self, digest: &Digest, each: &mut dyn FnMut(u64) -> bool) -> Result<Option<Vec<ChunkIndex>>, Error> {
-        let path = sealed::find(self.layout(), digest).ok_or_else(|| Error::Absent(format!("blob {digest}")))?;
-        sealed::scrub(self.layout(), &path, digest, each)
+        let (path, _) = sealed::any(self.layout(), digest).ok_or_else(|| Error::Absent(format!("blob {digest}")))?;
+        let Some((copy, bad)) = sealed::scrub(self.layout(), &path, digest, each)? else { return Ok(None) };
+        if !bad.is_empty() {
+            // What the disk does not take is complained of there; damage it is nevertheless.
+            let _ = self.condemn_copy(digest, Some(copy));
+        } else if !self.view.has_blob(digest) {
+            // A device that could not be read then can be read now.
+            damage::clear(self.layout(), digest, Some(copy))?;
+            self.heeded().remove(digest);
+            self.mend_trees_of(digest, None)?;
+        }
+        Ok(Some(bad))
     }
 
-    /// Takes a damaged blob out of the store, so that it is pulled again: its name and the trees
-    /// that show it go, readers that have it open keep what they have.
+    /// The length of whatever has a blob's name, right or wrong.
+    #[must_use]
+    pub fn blob_len_of_any(&self, digest: &Digest) -> Option<u64> {
+        sealed::any(self.layout(), digest).map(|(_, metadata)| metadata.len())
+    }
+
+    /// Says that a blob is wrong, or missing: from here on nobody finds the copy that is here, and
+    /// the name of its file goes from every tree; all others stay. Readers that have it open keep
+    /// what they have. Its bytes stay until a right copy takes its place, or room is wanted.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn withdraw(&self, digest: &Digest) -> Result<(), Error> {
-        let _names = self.lock_names();
-        for manifest_digest in models::all_manifests(self.layout())? {
-            let shows = |manifest: Manifest| manifest.files().iter().any(|file| file.digest == *digest);
-            // A manifest that cannot be read may name it too.
-            if models::read_manifest(self.layout(), &manifest_digest).map_or(true, shows) {
-                models::remove_tree(self.layout(), &manifest_digest)?;
-                self.tell(|observer| observer.model_went(&manifest_digest));
-            }
+    /// [`Error::Io`]; nevertheless this process hands it out no more.
+    pub fn condemn(&self, digest: &Digest) -> Result<(), Error> {
+        let copy = sealed::metadata(self.layout(), digest).map(|metadata| CopyId::of(&metadata));
+        if copy.is_none() && !sealed::condemned(self.layout(), digest).is_empty() {
+            // It was, before.
+            return self.heed().map(drop);
         }
-        sealed::remove(self.layout(), digest)?;
-        self.tell(|observer| observer.blob_went(digest));
+        self.condemn_copy(digest, copy)
+    }
+
+    fn condemn_copy(&self, digest: &Digest, copy: Option<CopyId>) -> Result<(), Error> {
+        let marked = damage::mark(self.layout(), digest, copy);
+        if let Err(error) = &marked {
+            tracing::warn!(%digest, %error, "a damaged blob could not be marked: other processes, and the next one, do not know it");
+        }
+        // A full disk takes no mark, and gives what is taken out.
+        if marked.as_ref().is_err_and(|error| !error.is_disk_full()) {
+            return marked;
+        }
+        self.mend_trees_of(digest, copy)?;
+        self.heeded().insert(*digest, copy);
+        damage::write_down(self.layout());
         Ok(())
     }
 
-    /// Makes the tree of every model whose files are all here and that has none.
+    fn heeded(&self) -> MutexGuard<'_, HashMap<Digest, Option<CopyId>>> {
+        self.heeded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to every mark, whoever made it: what is wrong goes out of the trees, and what is here
+    /// again comes back into them, and then the mark goes. The blobs that models still lack.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn heed(&self) -> Result<Vec<Digest>, Error> {
+        let mut lacking = Vec::new();
+        for (digest, Mark { copy, .. }) in damage::all(self.layout())? {
+            if self.view.has_blob(&digest) {
+                self.mend_trees_of(&digest, None)?;
+                let (_, unnamed) = sealed::unname_condemned(self.layout(), &digest)?;
+                damage::clear(self.layout(), &digest, copy)?;
+                self.heeded().remove(&digest);
+                for path in unnamed {
+                    fsx::remove_if_there(&path).at("remove", &path)?;
+                }
+                continue;
+            }
+            if self.heeded().get(&digest) != Some(&copy) {
+                self.mend_trees_of(&digest, copy)?;
+                self.heeded().insert(digest, copy);
+            }
+            lacking.push(digest);
+        }
+        damage::write_down(self.layout());
+        Ok(lacking)
+    }
+
+    /// Marks every blob that a model names and that is not here, as after a crash on a full disk.
+    /// Reads every manifest.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn mark_missing(&self) -> Result<(), Error> {
+        let mut missing = HashSet::new();
+        for digest in models::all_manifests(self.layout())? {
+            let Ok(manifest) = models::read_manifest(self.layout(), &digest) else { continue };
+            missing.extend(manifest.files().iter().map(|file| file.digest).filter(|blob| !self.view.has_blob(blob)));
+        }
+        missing.iter().try_for_each(|digest| self.condemn(digest))
+    }
+
+    /// Puts a blob into every tree that names it, or takes it out. `copy` is the one that is wrong.
+    fn mend_trees_of(&self, digest: &Digest, copy: Option<CopyId>) -> Result<(), Error> {
+        let _names = self.lock_names();
+        let all = self.layout().models();
+        for name in fsx::names(&all).at("list", &all)? {
+            let Ok(model) = name.parse::<Digest>() else { continue };
+            let changed = match models::read_manifest(self.layout(), &model) {
+                Ok(manifest) => trees::mend(self.layout(), &manifest, &model, Some(digest))?.changed,
+                // It may name it too.
+                Err(_) => copy.map_or(Ok(false), |copy| trees::take_out(&all.join(&name), copy.inode()))?,
+            };
+            if changed {
+                self.tell(|observer| observer.model_changed(&model));
+            }
+        }
+        if copy.is_some() {
+            self.tell(|observer| observer.blob_went(digest));
+        }
+        Ok(())
+    }
+
+    /// Directories of models that nothing names: their manifests were damaged, and they have not been
+    /// pulled again. Somebody may have them.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn stray_trees(&self) -> Result<Vec<Digest>, Error> {
+        let all = self.layout().models();
+        let trees = fsx::names(&all).at("list", &all)?.into_iter().filter_map(|name| name.parse::<Digest>().ok());
+        let mut strays: Vec<Digest> = trees.filter(|digest| !self.layout().manifest(digest).exists()).collect();
+        if !strays.is_empty() {
+            let named: HashSet<Digest> = self.view.kept()?.into_iter().filter_map(|kept| kept.manifest).collect();
+            strays.retain(|digest| !named.contains(digest));
+        }
+        Ok(strays)
+    }
+
+    /// Removes the directory of a model that nothing names, and nobody uses.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn drop_stray_tree(&self, digest: &Digest) -> Result<(), Error> {
+        let _names = self.lock_names();
+        if self.layout().manifest(digest).exists() {
+            return Ok(());
+        }
+        trees::remove(self.layout(), digest)?;
+        self.tell(|observer| observer.model_went(digest));
+        Ok(())
+    }
+
+    /// Makes every tree what its manifest says, as far as its files are here.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -485,8 +628,10 @@ impl Store {
         let _names = self.lock_names();
         for digest in models::all_manifests(self.layout())? {
             let Ok(manifest) = models::read_manifest(self.layout(), &digest) else { continue };
-            if manifest.files().iter().all(|file| self.view.has_blob(&file.digest)) {
-                models::build_tree(self.layout(), &manifest, &digest)?;
+            if !trees::is_complete(self.layout(), &manifest, &digest)
+                && trees::mend(self.layout(), &manifest, &digest, None)?.changed
+            {
+                self.tell(|observer| observer.model_changed(&digest));
             }
         }
         Ok(())
@@ -514,7 +659,7 @@ impl Store {
         }
         let named: HashSet<Digest> = self.view.kept()?.into_iter().filter_map(|kept| kept.record?.manifest).collect();
         for digest in candidates.difference(&named) {
-            models::remove_tree(self.layout(), digest)?;
+            trees::remove(self.layout(), digest)?;
             let path = self.layout().manifest(digest);
             fsx::remove_if_there(&path).at("remove", &path)?;
             self.tell(|observer| observer.model_went(digest));
@@ -546,7 +691,7 @@ impl Store {
     }
 
     /// Takes the names of blobs that no manifest names, no unfinished source waits for and no pull
-    /// holds. Their bytes, and the files that are left to be deleted.
+    /// holds, and those of copies that are known to be wrong. Their bytes, and the files that are left to be deleted.
     fn sweep(&self) -> Result<(u64, Vec<PathBuf>), Error> {
         let mut named = HashSet::new();
         for digest in models::all_manifests(self.layout())? {
@@ -570,6 +715,15 @@ impl Store {
             }
         }
         let (mut freed, mut unnamed) = (0, Vec::new());
+        for (digest, Mark { copy, .. }) in damage::all(self.layout())? {
+            let (bytes, files) = sealed::unname_condemned(self.layout(), &digest)?;
+            freed += bytes;
+            unnamed.extend(files);
+            if !named.contains(&digest) {
+                damage::clear(self.layout(), &digest, copy)?;
+                self.heeded().remove(&digest);
+            }
+        }
         for digest in sealed::all(self.layout())? {
             if named.contains(&digest) {
                 continue;

@@ -1,6 +1,5 @@
-//! Which source names which manifest, and the tree of ordinary files a manifest becomes.
+//! Which source names which manifest. What a manifest becomes is in `trees`.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, ObjectId, fsx, record, sealed};
-use crate::domain::{Checksum, Digest, Manifest, ManifestEntry, ModelPath, Version};
+use super::{Error, Layout, ObjectId, fsx, record};
+use crate::domain::{Checksum, Digest, Manifest, ModelPath, Version};
 
 /// A source document or a manifest larger than this is not read: 100,000 files are about 40 MiB.
 const DOCUMENT_LEN_MAX: u64 = 128 << 20;
@@ -224,71 +223,4 @@ pub(super) fn all_manifests(layout: &Layout) -> Result<Vec<Digest>, Error> {
 fn digests_in(directory: &Path) -> Result<Vec<Digest>, Error> {
     let names = fsx::names(directory).at("list", directory)?;
     Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
-}
-
-/// Makes the tree of a model: directories, and hard links to its blobs, published by one rename.
-pub(super) fn build_tree(layout: &Layout, manifest: &Manifest, digest: &Digest) -> Result<(), Error> {
-    let target = layout.model(digest);
-    if target.is_dir() {
-        return Ok(());
-    }
-    let scratch = fsx::scratch_name(&layout.scratch());
-    let result =
-        link_files(layout, manifest, &scratch).and_then(|()| std::fs::rename(&scratch, &target).at("publish", &target));
-    if result.is_err() {
-        let _ = std::fs::remove_dir_all(&scratch);
-    }
-    result
-}
-
-fn link_files(layout: &Layout, manifest: &Manifest, root: &Path) -> Result<(), Error> {
-    fsx::create_directories(root).at("create", root)?;
-    for file in manifest.files() {
-        let to = root.join(file.path.as_str());
-        if let Some(parent) = to.parent().filter(|parent| *parent != root) {
-            fsx::create_directories(parent).at("create", parent)?;
-        }
-        sealed::with_path(layout, &file.digest, &file.path, |from| match std::fs::hard_link(from, &to) {
-            // ext4 takes 65,000 names for one inode; the empty file of many models gets there.
-            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
-                std::fs::copy(from, &to).map(|_| ()).at("copy", &to)
-            }
-            other => other.at("link", &to),
-        })?;
-    }
-    Ok(())
-}
-
-/// Removes a model's tree: unpublished first, by rename, then deleted.
-pub(super) fn remove_tree(layout: &Layout, digest: &Digest) -> Result<(), Error> {
-    let (from, scratch) = (layout.model(digest), fsx::scratch_name(&layout.scratch()));
-    match std::fs::rename(&from, &scratch) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.at("remove", &from)?,
-    }
-    std::fs::remove_dir_all(&scratch).at("remove", &scratch)
-}
-
-/// Whether every blob of the manifest is there, and every name of the tree leads to its size.
-pub(super) fn is_complete(layout: &Layout, manifest: &Manifest, digest: &Digest) -> bool {
-    let tree = layout.model(digest);
-    let whole = |file: &ManifestEntry| {
-        sealed::find(layout, &file.digest).is_some()
-            && tree.join(file.path.as_str()).metadata().is_ok_and(|m| m.is_file() && m.len() == file.size)
-    };
-    tree.is_dir() && manifest.files().iter().all(whole)
-}
-
-/// Syncs the directories of a model's tree, so that its names survive a power cut.
-pub(super) fn sync_tree(layout: &Layout, manifest: &Manifest, digest: &Digest) -> Result<(), Error> {
-    let tree = layout.model(digest);
-    if !tree.is_dir() {
-        return Ok(());
-    }
-    let below = manifest.files().iter().flat_map(|file| Path::new(file.path.as_str()).ancestors().skip(1));
-    let directories: BTreeSet<PathBuf> = below.map(|directory| tree.join(directory)).collect();
-    for directory in directories {
-        fsx::sync_if_there(&directory).at("sync", &directory)?;
-    }
-    Ok(())
 }

@@ -9,4 +9,6 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn blob_went(&self, digest: &Digest);
     /// A model's tree is gone.
     fn model_went(&self, digest: &Digest);
+    /// A model's tree lacks a file, or has it again.
+    fn model_changed(&self, digest: &Digest);
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::error::AtPath as _;
-use super::{Error, Layout, fsx, models, sealed};
+use super::{Error, Layout, damage, fsx, models, sealed, trees};
 use crate::domain::Digest;
 
 /// A partial that nobody went on with for this long is room for something else.
@@ -84,8 +84,10 @@ pub(super) fn prove_fresh_of_other_boots(layout: &Layout, recovered: &mut Recove
                 fsx::remove_if_there(&path).at("remove", &path)?;
                 continue;
             };
-            let right = sealed::scrub(layout, &path, &digest, &mut |_| true)?.is_some_and(|bad| bad.is_empty());
-            if right {
+            let hashed = sealed::scrub(layout, &path, &digest, &mut |_| true)?;
+            if let Some((copy, _)) = hashed.filter(|(_, bad)| bad.is_empty()) {
+                // Whatever was known of it, it is right.
+                damage::clear(layout, &digest, Some(copy))?;
                 // Into this boot's directory first: settling knows only that one.
                 std::fs::rename(&path, layout.fresh_blob(&digest)).at("rename", &path)?;
                 sealed::sync(layout, &digest)?;
@@ -93,6 +95,9 @@ pub(super) fn prove_fresh_of_other_boots(layout: &Layout, recovered: &mut Recove
                 recovered.proven.push(digest);
             } else {
                 tracing::warn!(%digest, "a blob that was never synced did not survive the last boot: dropped");
+                // Whoever fetches it again puts it back into every tree. A full disk takes no mark, and then
+                // the trees are looked at when the store is next served.
+                let _ = damage::mark(layout, &digest, None);
                 fsx::remove_if_there(&path).at("remove", &path)?;
                 fsx::remove_if_there(&layout.values(&digest)).at("remove", layout.values(&digest))?;
                 recovered.dropped.push(digest);
@@ -107,8 +112,8 @@ fn expire_partials(layout: &Layout, recovered: &mut Recovered) -> Result<(), Err
     let partials = layout.partials();
     for name in fsx::names(&partials).at("list", &partials)? {
         let path = partials.join(&name);
-        let modified = path.metadata().and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
-        let expired = SystemTime::now().duration_since(modified).is_ok_and(|age| age > PARTIAL_AGE_MAX);
+        // Not by the time of its bytes: one that was about to be sealed has that of all files.
+        let expired = fsx::unchanged_for(&path).is_some_and(|age| age > PARTIAL_AGE_MAX);
         // Bytes without a journal prove nothing.
         let orphaned = name.strip_suffix(".bytes").is_some_and(|id| !layout.partial_journal(id).exists());
         if expired || orphaned {
@@ -126,26 +131,24 @@ fn unreadable_sources(layout: &Layout) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// After another boot a tree may lack names, and may name bytes that were dropped: every tree
-/// that is not whole, or has a blob that was fresh, is made anew, or removed with a blob missing.
+/// that is not whole, or has a blob that was fresh, is made what its manifest says, as far as the
+/// blobs are here. The directories stay: somebody may have them.
 pub(super) fn rebuild_trees(layout: &Layout, recovered: &mut Recovered) -> Result<(), Error> {
     let touched: HashSet<Digest> = recovered.proven.iter().chain(&recovered.dropped).copied().collect();
     for digest in models::all_manifests(layout)? {
         match models::read_manifest(layout, &digest) {
             Ok(manifest)
                 if manifest.files().iter().any(|file| touched.contains(&file.digest))
-                    || !models::is_complete(layout, &manifest, &digest) =>
+                    || !trees::is_complete(layout, &manifest, &digest) =>
             {
-                models::remove_tree(layout, &digest)?;
-                if manifest.files().iter().all(|file| sealed::find(layout, &file.digest).is_some()) {
-                    models::build_tree(layout, &manifest, &digest)?;
-                }
+                trees::mend(layout, &manifest, &digest, None)?;
             }
             Ok(_) => {}
-            // What the disk does not give now it may give later; what it gives wrong goes.
+            // What the disk does not give now it may give later; what it gives wrong goes. Its tree
+            // stays for those who have it, until the model is pulled again or let go.
             Err(error @ Error::Io { .. }) => return Err(error),
             Err(_) => {
                 let path = layout.manifest(&digest);
-                models::remove_tree(layout, &digest)?;
                 fsx::remove_if_there(&path).at("remove", &path)?;
                 recovered.unreadable.push(path);
             }

@@ -5,13 +5,14 @@
 //! they got their name there: true for as long as the disk is. Settling moves the first to the
 //! second; recovery after another boot hashes what was fresh and settles or drops it.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{Metadata, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use super::damage::{self, CopyId};
 use super::error::AtPath as _;
 use super::{Error, Hold, Layout, fsx};
-use crate::domain::{ChunkHasher, ChunkIndex, ChunkValue, Digest, Grid, root_digest};
+use crate::domain::{ChunkHasher, ChunkIndex, ChunkValue, Digest, FILE_MODE, Grid, root_digest};
 
 /// Gives complete bytes their digest as name. `from` is renamed away.
 pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[ChunkValue]) -> Result<(), Error> {
@@ -19,15 +20,22 @@ pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[Chun
         if values.len() > 1 {
             write_values(layout, digest, values)?;
         }
-        std::fs::set_permissions(from, Permissions::from_mode(0o444)).at("seal", from)?;
+        finish(from).at("seal", from)?;
         let to = layout.fresh_blob(digest);
-        // Another object of the same bytes may have been sealed meanwhile, and a tree may show it.
+        // Another object of the same bytes may have been sealed meanwhile, and a tree may show it. A
+        // copy that is known to be wrong is no copy: this one takes its place.
         if fsx::rename_unless(from, &to, || find(layout, digest).is_some()).at("rename", &to)? {
             return Ok(());
         }
     }
     tracing::debug!(%digest, "sealed twice: kept the first copy");
     fsx::remove_if_there(from).at("remove", from)
+}
+
+/// Gives a file the mode and the time that all files of models have, wherever they are handed out.
+pub(super) fn finish(path: &Path) -> std::io::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(FILE_MODE.into()))?;
+    fsx::set_time(path)
 }
 
 /// Seals bytes that are in memory, for files of at most one chunk.
@@ -54,18 +62,40 @@ pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes], hold: &Hold) 
     result.map(|()| digest)
 }
 
-/// Where the blob's bytes are, if they are there and may be trusted in this boot.
+/// Where the blob's bytes are, if they are there, may be trusted in this boot and are not known to
+/// be wrong: the one place that says what is handed out.
 ///
 /// Settling moves blobs from the first place to the second, so that a look in this order finds
 /// them; whoever goes on to use the path calls [`with_path`].
 pub(super) fn find(layout: &Layout, digest: &Digest) -> Option<PathBuf> {
-    [layout.fresh_blob(digest), layout.blob(digest)].into_iter().find(|path| path.is_file())
+    found(layout, digest).map(|(path, _)| path)
 }
 
 /// What the disk says of a blob, in one look at each of its two places.
-pub(super) fn metadata(layout: &Layout, digest: &Digest) -> Option<std::fs::Metadata> {
-    let at = |path: PathBuf| path.metadata().ok().filter(std::fs::Metadata::is_file);
-    at(layout.fresh_blob(digest)).or_else(|| at(layout.blob(digest)))
+pub(super) fn metadata(layout: &Layout, digest: &Digest) -> Option<Metadata> {
+    found(layout, digest).map(|(_, metadata)| metadata)
+}
+
+fn found(layout: &Layout, digest: &Digest) -> Option<(PathBuf, Metadata)> {
+    copies(layout, digest).find(|(_, metadata)| !damage::is_marked(layout, digest, metadata))
+}
+
+/// Whatever is under the blob's names, right or wrong.
+fn copies(layout: &Layout, digest: &Digest) -> impl Iterator<Item = (PathBuf, Metadata)> + use<> {
+    [layout.fresh_blob(digest), layout.blob(digest)].into_iter().filter_map(|path| {
+        let metadata = path.metadata().ok().filter(Metadata::is_file)?;
+        Some((path, metadata))
+    })
+}
+
+/// The copy to hash again: one that is handed out, else one that is known to be wrong.
+pub(super) fn any(layout: &Layout, digest: &Digest) -> Option<(PathBuf, Metadata)> {
+    found(layout, digest).or_else(|| copies(layout, digest).next())
+}
+
+/// The copies that are known to be wrong.
+pub(super) fn condemned(layout: &Layout, digest: &Digest) -> Vec<(PathBuf, Metadata)> {
+    copies(layout, digest).filter(|(_, metadata)| damage::is_marked(layout, digest, metadata)).collect()
 }
 
 /// Does something with a blob's path, once more where the blob was settled meanwhile.
@@ -116,14 +146,16 @@ pub(super) fn settle(layout: &Layout, digest: &Digest) -> Result<(), Error> {
 ///
 /// Reads past the page cache where the file system can (`O_DIRECT`), because a scrub that reads
 /// memory says nothing about the disk. `each` is told the bytes read so far and may stop the
-/// scrub by returning false; then the answer is `Ok(None)`.
+/// scrub by returning false; then the answer is `Ok(None)`. With the chunks comes the copy that was
+/// read.
 pub(super) fn scrub(
     layout: &Layout,
     path: &Path,
     digest: &Digest,
     each: &mut dyn FnMut(u64) -> bool,
-) -> Result<Option<Vec<ChunkIndex>>, Error> {
+) -> Result<Option<(CopyId, Vec<ChunkIndex>)>, Error> {
     let mut reader = super::direct::Reader::open(path).at("open", path)?;
+    let copy = reader.copy().at("look at", path)?;
     let grid = Grid::of_size(reader.size());
     let recorded = read_values(layout, digest, &grid);
     let mut values = Vec::with_capacity(grid.chunk_count() as usize);
@@ -139,11 +171,13 @@ pub(super) fn scrub(
                     hasher.update(bytes);
                     at += bytes.len() as u64;
                 }
-                Err(error) => {
+                Err(error) if damage::is_proof(&error) => {
                     tracing::warn!(path = %path.display(), offset = at, %error, "cannot read a sealed blob");
                     readable = false;
                     break;
                 }
+                // Says nothing of these bytes.
+                Err(error) => return Err(error).at("read", path),
             }
         }
         let value = hasher.finish();
@@ -159,7 +193,7 @@ pub(super) fn scrub(
         // Wrong size, a single-chunk blob, or recorded values that are damaged themselves.
         bad = (0..grid.chunk_count().max(1)).map(ChunkIndex).collect();
     }
-    Ok(Some(bad))
+    Ok(Some((copy, bad)))
 }
 
 /// Takes a blob's names away and returns the files, which only their scratch names keep now:
@@ -178,12 +212,19 @@ pub(super) fn unname(layout: &Layout, digest: &Digest) -> Result<Vec<PathBuf>, E
     Ok(unnamed)
 }
 
-/// Removes a blob and its values, wherever it is.
-pub(super) fn remove(layout: &Layout, digest: &Digest) -> Result<(), Error> {
-    for path in [layout.blob(digest), layout.fresh_blob(digest), layout.values(digest)] {
-        fsx::remove_if_there(&path).at("remove", &path)?;
+/// The same for the copies that are known to be wrong; bytes of the disk that they take.
+pub(super) fn unname_condemned(layout: &Layout, digest: &Digest) -> Result<(u64, Vec<PathBuf>), Error> {
+    let (mut bytes, mut unnamed) = (0, Vec::new());
+    for (path, metadata) in condemned(layout, digest) {
+        let scratch = fsx::scratch_name(&layout.scratch());
+        match std::fs::rename(&path, &scratch) {
+            Ok(()) => unnamed.push(scratch),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).at("remove", &path),
+        }
+        bytes += metadata.blocks() * 512;
     }
-    Ok(())
+    Ok((bytes, unnamed))
 }
 
 const VALUES_MAGIC: &[u8; 16] = b"larder values 1\n";

@@ -10,9 +10,10 @@ use std::time::SystemTime;
 use super::boot::BootId;
 use super::error::AtPath as _;
 use super::{
-    Error, Exported, Layout, Shelf, SourceFile, SourceRecord, Store, catalog, export, models, recovery, sealed,
+    CopyId, Error, Exported, Layout, Mark, Shelf, SourceFile, SourceRecord, Store, catalog, damage, export, models,
+    recovery, sealed, trees,
 };
-use crate::domain::{Digest, Manifest};
+use crate::domain::{Digest, Manifest, ManifestEntry};
 
 /// One line of `larder ls`.
 #[derive(Debug, Clone)]
@@ -121,8 +122,7 @@ impl View {
         sealed::with_path(&self.layout, digest, digest, |path| File::open(path).at("open", path))
     }
 
-    /// The metadata of a sealed blob. The time of its last change tells one copy from another that
-    /// was fetched later; hard links do not move it.
+    /// The metadata of a sealed blob. [`CopyId`] tells it from another copy, fetched later.
     ///
     /// # Errors
     /// [`Error::Absent`].
@@ -141,10 +141,47 @@ impl View {
     /// Whether every file of the model is here.
     #[must_use]
     pub fn is_complete(&self, manifest: &Manifest, digest: &Digest) -> bool {
-        models::is_complete(&self.layout, manifest, digest)
+        trees::is_complete(&self.layout, manifest, digest)
     }
 
-    /// The directory with the model's files. Exists only when [`View::is_complete`].
+    /// The files of a model that are damaged or missing.
+    pub fn lacking<'a>(&self, manifest: &'a Manifest, digest: &Digest) -> impl Iterator<Item = &'a ManifestEntry> {
+        let tree = self.tree(digest);
+        manifest.files().iter().filter(move |file| !trees::shows(&self.layout, file, &tree))
+    }
+
+    /// Something that is another as soon as any blob is known to be damaged, or is so no more, in
+    /// whichever process; `None` where that cannot be seen.
+    #[must_use]
+    pub fn damage_stamp(&self) -> Option<u64> {
+        damage::stamp(&self.layout)
+    }
+
+    /// Blobs that are known to be damaged or missing, by the marks.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn marks(&self) -> Result<Vec<(Digest, Mark)>, Error> {
+        damage::all(&self.layout)
+    }
+
+    /// What a failed read of a blob proves: whether the error says that its bytes are not to be had.
+    #[must_use]
+    pub fn is_damage(error: &std::io::Error) -> bool {
+        damage::is_proof(error)
+    }
+
+    /// Says of a copy of a blob that it is wrong: no process hands it out from here on. Whoever owns
+    /// the store takes it out of the models' directories.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: only this process knows it.
+    pub fn condemn(&self, digest: &Digest, copy: CopyId) -> Result<(), Error> {
+        damage::mark(&self.layout, digest, Some(copy))
+    }
+
+    /// The directory with the model's files. One that is there may lack a file that is damaged:
+    /// [`View::is_complete`] says so.
     #[must_use]
     pub fn tree(&self, digest: &Digest) -> PathBuf {
         self.layout.model(digest)
@@ -162,10 +199,19 @@ impl View {
         sealed::metadata(&self.layout, digest).map_or(0, |metadata| metadata.len())
     }
 
-    /// The bytes of a sealed blob, for files that are read whole (at most `len_max` bytes).
+    /// The bytes of a sealed blob, for files that are read whole (at most `len_max` bytes). Hashed,
+    /// because decisions hang on them.
     #[must_use]
     pub fn read_small_blob(&self, digest: &Digest, len_max: u64) -> Option<Vec<u8>> {
-        super::fsx::read_bounded(&sealed::find(&self.layout, digest)?, len_max).ok()
+        let metadata = sealed::metadata(&self.layout, digest)?;
+        match super::fsx::read_bounded(&sealed::find(&self.layout, digest)?, len_max) {
+            Ok(bytes) if Digest::of(&bytes) == *digest => return Some(bytes),
+            Err(error) if !damage::is_proof(&error) => return None,
+            _ => {}
+        }
+        tracing::error!(%digest, "a blob is damaged on disk: it is fetched again");
+        let _ = self.condemn(digest, CopyId::of(&metadata));
+        None
     }
 
     /// Whether there is a note of that kind and name.

@@ -38,6 +38,8 @@ pub struct Gauges {
     pub pins: u64,
     /// Complete models.
     pub models: u64,
+    /// Blobs that models lack.
+    pub damaged_blobs: u64,
     /// The mount, or zeros where there is none.
     pub mount: Mount,
 }
@@ -79,7 +81,7 @@ impl Mount {
 impl Gauges {
     /// A registry of these values alone; one for each scrape, so that two at once do not mix.
     pub(super) fn registry(&self) -> Registry {
-        let rows: [(Metric, u64); 16] = [
+        let rows: [(Metric, u64); 17] = [
             (table::PULLS_IN_FLIGHT, self.pulls_in_flight),
             (table::CALLERS_WAITING, self.callers_waiting),
             (table::DISK_BYTES, self.disk_bytes),
@@ -93,6 +95,7 @@ impl Gauges {
             (table::LEASES, self.leases),
             (table::PINS, self.pins),
             (table::MODELS, self.models),
+            (table::DAMAGED_BLOBS, self.damaged_blobs),
             (table::MOUNT_UP, self.mount.is_up.into()),
             (table::MOUNT_PASSTHROUGH, self.mount.passes.into()),
             (table::MOUNT_WAITING_READS, self.mount.reads_waiting),

@@ -138,6 +138,8 @@ table! {
         "Models that are pinned";
     MODELS = Gauge "larder_models" None, [],
         "Models that are here and complete";
+    DAMAGED_BLOBS = Gauge "larder_damaged_blobs" None, [],
+        "Files that are damaged or missing on disk and have not been fetched again";
     MOUNT_UP = Gauge "larder_mount_up" None, [],
         "Whether the mount is up: 1, or 0 where it is not, not yet, or not wanted";
     MOUNT_PASSTHROUGH = Gauge "larder_mount_passthrough" None, [],

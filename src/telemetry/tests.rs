@@ -238,6 +238,7 @@ fn each_value_read_at_a_scrape_is_shown_as_its_own() {
         leases: 11,
         pins: 12,
         models: 13,
+        damaged_blobs: 19,
         mount: Mount {
             is_up: true,
             passes: true,
@@ -265,6 +266,7 @@ fn each_value_read_at_a_scrape_is_shown_as_its_own() {
         ("larder_leases", "11"),
         ("larder_pins", "12"),
         ("larder_models", "13"),
+        ("larder_damaged_blobs", "19"),
         ("larder_mount_up", "1"),
         ("larder_mount_passthrough", "1"),
         ("larder_mount_opens_total{how=\"passthrough\"}", "14"),

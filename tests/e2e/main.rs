@@ -5,6 +5,7 @@ mod cli;
 mod crash;
 mod credentials;
 mod csi;
+mod damage;
 mod faults;
 mod gcs;
 mod journeys;

@@ -1,6 +1,7 @@
 //! Models as CSI volumes: a keeper, an unprivileged daemon, the real kernel, and kubelet's calls
 //! over the sockets that kubelet would find. A real kubelet has its say in `tests/kubernetes`.
 
+mod damage;
 mod kubelet;
 mod servers;
 mod stuck;
