@@ -1,9 +1,9 @@
 //! What is known to be damaged is brought again, without being asked for.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -18,6 +18,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause after a repair that did not bring everything, doubling from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_mins(5);
+/// How long a repair that somebody waits for is left alone: all may have to be hashed before it.
+const ASKING_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The repair that goes on by itself.
 #[derive(Debug, Default)]
@@ -26,6 +28,26 @@ pub(super) struct Healing {
     pub wake: Notify,
     /// Blobs that are being repaired.
     pub lacking: Mutex<HashSet<Digest>>,
+    /// People who wait for a repair, and are told how it goes.
+    asking: AtomicUsize,
+}
+
+/// Somebody who waits for a repair.
+#[derive(Debug)]
+pub(super) struct Asking<'a>(&'a Healing);
+
+impl Healing {
+    pub fn ask(&self) -> Asking<'_> {
+        self.asking.fetch_add(1, Relaxed);
+        Asking(self)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.asking.fetch_sub(1, Relaxed);
+        self.0.wake.notify_one();
+    }
 }
 
 impl Cache {
@@ -54,6 +76,7 @@ impl Cache {
             tracing::warn!(error = %failure.message, "it could not be looked for what models lack");
         }
         let (mut pause, mut stamp, mut told) = (PAUSE_MIN, Some(0), HashSet::new());
+        let (mut is_news, mut found) = (false, Instant::now());
         loop {
             let lacking = match self.lacking(&mut stamp).await {
                 Ok(lacking) => lacking,
@@ -72,11 +95,15 @@ impl Cache {
                 self.news(LOOK_INTERVAL).await;
                 continue;
             }
-            let is_news = lacking.iter().any(|digest| told.insert(*digest));
-            if is_news {
-                pause = PAUSE_MIN;
+            if lacking.iter().filter(|digest| told.insert(**digest)).count() > 0 {
+                (pause, is_news, found) = (PAUSE_MIN, true, Instant::now());
             }
-            if !self.bring_again(lacking, is_news).await {
+            if self.healing.asking.load(Relaxed) > 0 && found.elapsed() < ASKING_PATIENCE {
+                // It comes there, for all to see.
+                self.news(LOOK_INTERVAL).await;
+                continue;
+            }
+            if !self.bring_again(lacking, std::mem::take(&mut is_news)).await {
                 self.news(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }

@@ -29,6 +29,7 @@ impl Cache {
     /// # Errors
     /// Nothing of that name; the disk's.
     pub async fn verify(self: &Arc<Self>, name: Option<&str>, mends: bool, tell: Tell<'_>) -> Result<(), Failure> {
+        let _asking = mends.then(|| self.healing.ask());
         let damage = verify(self.store(), name, &Cancel::default(), tell).await?;
         for _ in &damage.blobs {
             self.metrics.verification_failure(Where::Scrub);

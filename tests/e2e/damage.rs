@@ -104,7 +104,7 @@ fn a_daemon_repairs_what_anybody_finds_and_waits_for_its_origin() {
     let ran = node.larder(&["verify"]);
     assert_eq!(ran.code, Some(65), "{ran:?}");
     let status = node.until("told", |status| status["damaged_blobs"] == 1);
-    assert_eq!(status["damaged"][0]["files"], json!([format!("s3://models/m: {SHARD}")]), "{status}");
+    assert_eq!(status["damaged"][0]["files"], json!([format!("{SOURCE}: {SHARD}")]), "{status}");
     assert!(status["damaged"][0]["since"].as_u64() > Some(1_000_000_000), "{status}");
     let metrics = http::ask_tcp(&listen, "GET", "/metrics").expect("an answer").text();
     assert!(metrics.contains("larder_damaged_blobs 1"), "{metrics}");

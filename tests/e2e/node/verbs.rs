@@ -88,9 +88,18 @@ fn the_verbs_say_the_same_with_a_daemon_and_without() {
     assert_eq!(both(&["verify"]).0, Some(0));
     both(&["verify", "--json", MODEL]);
     both(&["verify", "s3://models/none"]);
+    // The daemon would repair it by itself.
+    let refuse = || origin.misbehave_on_reads(|_, _| Some(Fault::Refuse(403, "AccessDenied", None)));
+    refuse();
     break_both();
     assert_eq!(both(&["verify"]).0, Some(65));
     both(&["verify", "--json"]);
+    assert_eq!(both(&["path", MODEL]).0, Some(65));
+    both(&["ls"]);
+    origin.behave();
+    alone.ok(&["prefetch", MODEL]);
+    node.until("repaired", |status| status["damaged_blobs"] == 0);
+    break_both();
     assert!(both(&["verify", "--repair"]).2.ends_with("1 file repaired\n"));
     break_both();
     let (code, events, _) = both(&["verify", "--repair", "--json"]);
@@ -100,10 +109,11 @@ fn the_verbs_say_the_same_with_a_daemon_and_without() {
         (Some(0), r#"{"damaged":1,"damaged_manifests":0,"event":"repaired","exit_code":0}"#)
     );
     break_both();
-    origin.misbehave_on_reads(|_, _| Some(Fault::Refuse(403, "AccessDenied", None)));
+    refuse();
     assert_eq!(both(&["verify", "--repair"]).0, Some(77));
     origin.behave();
-    both(&["prefetch", MODEL]);
+    alone.ok(&["prefetch", MODEL]);
+    node.until("repaired", |status| status["damaged_blobs"] == 0);
 
     both(&["rm", "--json", MODEL]);
     both(&["rm", MODEL]);
