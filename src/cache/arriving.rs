@@ -27,6 +27,10 @@ const LINGER: Duration = Duration::from_mins(1);
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 
+/// Listings that are kept coming at once, each with all its names in memory. Who asks beyond waits for
+/// the whole model.
+const COMING_MAX: usize = 512;
+
 /// Before a listing that nobody brings any more is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -84,8 +88,13 @@ impl Cache {
         if let Some(record) = self.store().view().listing(id)? {
             return Ok(Some(Arc::new(record)));
         }
-        let records = self.store().view().kept()?.into_iter().filter_map(|kept| kept.record);
-        Ok(records.filter(|record| record.listing() == *id).map(Arc::new).next())
+        let mut found = None;
+        self.store().view().each_source(&mut |record, _| {
+            if found.is_none() && record.listing() == *id {
+                found = Some(Arc::new(record));
+            }
+        })?;
+        Ok(found)
     }
 
     /// Hears of objects whose bytes were not what they should be: what readers were given of them is
@@ -99,6 +108,11 @@ impl Cache {
     #[must_use]
     pub fn take_back(&self, object: &ObjectId) -> TakeBack {
         self.engine.arrivals().of(object).take_back()
+    }
+
+    /// Whether one more listing may be kept coming.
+    pub(super) fn has_room_to_come(&self) -> bool {
+        lock(&self.coming.now).len() < COMING_MAX
     }
 
     /// Keeps a listing coming from now on. `seat` is on the flight that brings it, which would end
@@ -209,7 +223,7 @@ impl Cache {
         let waiting = blocking(move || {
             let residency = &cache.residency;
             let Some(resident) = residency.resident(&key)? else { return Ok(None) };
-            if resident.record.listing() != listing {
+            if resident.listing != listing {
                 return Ok(None);
             }
             let book = residency.book();

@@ -11,7 +11,7 @@ use super::flight::{Flight, Landing, Seat};
 use super::owner::{Life, Owner};
 use super::residency::Resident;
 use super::{ARRIVING, Cache, blocking};
-use crate::domain::Source;
+use crate::domain::{Source, Text};
 use crate::fetch::{self, Outcome, Pull, Selection};
 use crate::remote::{self, Keys};
 use crate::report::{Exit, Failure, text};
@@ -26,6 +26,8 @@ const ORIGIN_PATIENCE: Duration = Duration::from_secs(3);
 const ROUNDS_MAX: u32 = 4;
 /// Sources whose last answer is remembered.
 const ANSWERS_MAX: usize = 10_000;
+/// Characters of why an origin gave no answer: an origin writes them.
+const WHY_LEN_MAX: usize = 500;
 
 /// What somebody asks for.
 #[derive(Debug, Clone)]
@@ -97,7 +99,7 @@ impl Wish {
     #[must_use]
     pub fn record_id(&self) -> String {
         let (include, exclude) = (self.selection.include().to_vec(), self.selection.exclude().to_vec());
-        SourceRecord::new(self.source.to_string(), String::new(), include, exclude).id()
+        SourceRecord::new(self.source.to_string(), Text::default(), include, exclude).id()
     }
 
     /// Which flights and answers serve it: those of the same record, asked for by the same person.
@@ -148,6 +150,10 @@ impl Answers {
         if last.len() >= ANSWERS_MAX {
             last.clear();
         }
+        let answer = match answer {
+            Answer::Missing(why) => Answer::Missing(why.chars().take(WHY_LEN_MAX).collect()),
+            given @ Answer::Given => given,
+        };
         last.insert(key.to_owned(), (Instant::now(), answer));
     }
 
@@ -223,7 +229,7 @@ impl Cache {
                 }
             }
             let (seat, joined) = self.board(wish, &key);
-            let lazy = wish.lazy && self.mount().is_some();
+            let lazy = wish.lazy && self.mount().is_some() && self.has_room_to_come();
             let (why, failure) = match Self::wait(&seat, wish, lazy, stand_in.is_some(), tell).await {
                 Wait::Landed(Landing { result: Ok(outcome), .. }) => {
                     // Evicted since, if it is not here: the next round pulls it again.
@@ -350,7 +356,7 @@ impl Cache {
                 if residency.is_still(&taken) { owner.map(lease).transpose() } else { Err(Refused::Leaving) }
             };
             if lease.is_ok() {
-                residency.store.view().touch(&taken.record);
+                residency.store.view().touch_id(&taken.record_id);
             }
             // The caller may have gone by now: then this is dropped, and with it the lease.
             let held = |id: String| {
@@ -494,7 +500,8 @@ impl Cache {
     }
 
     async fn pull(&self, wish: &Wish, id: &str, flight: &Arc<Flight>) -> Result<Outcome, fetch::Error> {
-        if let Some(record) = self.residency.store.view().source(id)?
+        if self.residency.store.has_unproven()
+            && let Some(record) = self.residency.store.view().source(id)?
             && self.residency.store.is_unproven(&record)
         {
             // Its bytes may be here: hashing them costs less than fetching them again.

@@ -1,12 +1,13 @@
 //! What goes when room is wanted. Pure: a choice over a snapshot.
 //!
 //! Least recently used first; never what somebody uses, has pinned, or is on its way. What a model
-//! frees are the blobs that nothing that stays has too.
+//! frees are the blobs that nothing that stays has too, with their inodes, and what is its alone.
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use crate::domain::Digest;
+use crate::store::Amount;
 
 /// Something that can go as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,8 +40,8 @@ pub struct Candidate {
     pub victim: Victim,
     /// Its blobs.
     pub blobs: Vec<Digest>,
-    /// Bytes that are its alone and no blob's: of a partial.
-    pub own_bytes: u64,
+    /// What is its alone and no blob's: a partial's bytes, directories, documents.
+    pub own: Amount,
     /// When it was last used.
     pub last_used: SystemTime,
     /// Why it must stay, if it must.
@@ -52,8 +53,8 @@ pub struct Candidate {
 pub struct Snapshot {
     /// Everything.
     pub candidates: Vec<Candidate>,
-    /// Bytes on disk of each blob.
-    pub blobs: HashMap<Digest, u64>,
+    /// What each blob takes on disk.
+    pub blobs: HashMap<Digest, Amount>,
 }
 
 /// What should go, in order, and what that frees.
@@ -61,23 +62,23 @@ pub struct Snapshot {
 pub struct Choice {
     /// The least recently used first.
     pub victims: Vec<Victim>,
-    /// Bytes that become free with them.
-    pub frees: u64,
+    /// What becomes free with them.
+    pub frees: Amount,
 }
 
-/// Bytes by what can be done with them. Each blob counts once, for the strongest reason to stay.
+/// What is here by what can be done with it. Each blob counts once, for the strongest reason to stay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shares {
     /// May go.
-    pub evictable: u64,
+    pub evictable: Amount,
     /// Somebody wants it kept.
-    pub pinned: u64,
+    pub pinned: Amount,
     /// Somebody uses it.
-    pub leased: u64,
+    pub leased: Amount,
 }
 
 impl Snapshot {
-    /// Bytes by what can be done with them.
+    /// What is here by what can be done with it.
     #[must_use]
     pub fn shares(&self) -> Shares {
         let mut reason: HashMap<Digest, Option<Stays>> = HashMap::new();
@@ -87,18 +88,18 @@ impl Snapshot {
                 let slot = reason.entry(*blob).or_default();
                 *slot = (*slot).max(candidate.stays);
             }
-            shares.add(candidate.stays, candidate.own_bytes);
+            shares.add(candidate.stays, candidate.own);
         }
         for (blob, stays) in reason {
-            shares.add(stays, self.blobs.get(&blob).copied().unwrap_or(0));
+            shares.add(stays, self.blobs.get(&blob).copied().unwrap_or_default());
         }
         shares
     }
 
-    /// What to evict to free `enough` bytes or more. Where not even everything that may go frees
+    /// What to evict to free `enough` or more, of both bytes and inodes. Where not even everything that may go frees
     /// `least`, nothing is chosen: evicting models for a pull that is refused anyway helps nobody.
     #[must_use]
-    pub fn choose(&self, least: u64, enough: u64) -> Option<Choice> {
+    pub fn choose(&self, least: Amount, enough: Amount) -> Option<Choice> {
         let mut users: HashMap<Digest, u32> = HashMap::new();
         for blob in self.candidates.iter().flat_map(|candidate| candidate.blobs.iter().collect::<HashSet<_>>()) {
             *users.entry(*blob).or_default() += 1;
@@ -107,32 +108,32 @@ impl Snapshot {
         may_go.sort_by_key(|candidate| candidate.last_used);
         let mut choice = Choice::default();
         for candidate in may_go {
-            if choice.frees >= enough {
+            if choice.frees.covers(enough) {
                 break;
             }
             for blob in candidate.blobs.iter().collect::<HashSet<_>>() {
                 if let Some(left) = users.get_mut(blob) {
                     *left -= 1;
                     if *left == 0 {
-                        choice.frees += self.blobs.get(blob).copied().unwrap_or(0);
+                        choice.frees += self.blobs.get(blob).copied().unwrap_or_default();
                     }
                 }
             }
-            choice.frees = choice.frees.saturating_add(candidate.own_bytes);
+            choice.frees += candidate.own;
             choice.victims.push(candidate.victim.clone());
         }
-        (choice.frees >= least).then_some(choice)
+        choice.frees.covers(least).then_some(choice)
     }
 }
 
 impl Shares {
-    const fn add(&mut self, stays: Option<Stays>, bytes: u64) {
+    fn add(&mut self, stays: Option<Stays>, amount: Amount) {
         let share = match stays {
             None => &mut self.evictable,
             Some(Stays::Pinned) => &mut self.pinned,
             Some(Stays::Leased | Stays::Moving) => &mut self.leased,
         };
-        *share = share.saturating_add(bytes);
+        *share += amount;
     }
 }
 
@@ -152,27 +153,45 @@ mod tests {
         Candidate {
             victim: Victim::Model(Digest::of(&[number, number])),
             blobs: blobs.iter().map(|number| blob(*number)).collect(),
-            own_bytes: 0,
+            own: OWN,
             last_used: SystemTime::UNIX_EPOCH + Duration::from_secs(used),
             stays,
         }
     }
 
+    /// A manifest, a source, a directory.
+    const OWN: Amount = Amount::new(0, 3);
+
     fn snapshot(candidates: Vec<Candidate>) -> Snapshot {
-        // Blob n has n bytes.
-        let blobs = (0..=u8::MAX).map(|number| (blob(number), u64::from(number))).collect();
+        // Blob n has n bytes and two files.
+        let blobs = (0..=u8::MAX).map(|number| (blob(number), Amount::new(u64::from(number), 2))).collect();
         Snapshot { candidates, blobs }
+    }
+
+    const fn bytes(count: u64) -> Amount {
+        Amount::new(count, 0)
     }
 
     #[test]
     fn the_least_recently_used_goes_and_shared_blobs_free_nothing_until_the_last() {
         let snapshot =
             snapshot(vec![model(1, &[10, 50], 3, None), model(2, &[50, 20], 1, None), model(3, &[30], 2, None)]);
-        let choice = snapshot.choose(15, 15).expect("possible");
-        assert_eq!(choice, Choice { victims: vec![snapshot.candidates[1].victim.clone()], frees: 20 });
-        let choice = snapshot.choose(51, 51).expect("possible");
+        let choice = snapshot.choose(bytes(15), bytes(15)).expect("possible");
+        assert_eq!(choice, Choice { victims: vec![snapshot.candidates[1].victim.clone()], frees: Amount::new(20, 5) });
+        let choice = snapshot.choose(bytes(51), bytes(51)).expect("possible");
         assert_eq!(choice.victims.len(), 3);
-        assert_eq!(choice.frees, 110);
+        assert_eq!(choice.frees, Amount::new(110, 17));
+    }
+
+    #[test]
+    fn inodes_are_evicted_for_as_bytes_are() {
+        let snapshot =
+            snapshot(vec![model(1, &[200], 1, None), model(2, &[1, 2, 3], 2, None), model(3, &[4], 3, None)]);
+        let goes = |amount| snapshot.choose(amount, amount).map(|choice| choice.victims.len());
+        assert_eq!(goes(Amount::new(100, 5)), Some(1));
+        assert_eq!(goes(Amount::new(100, 6)), Some(2), "the first has bytes enough, and too few files");
+        assert_eq!(goes(Amount::new(0, 19)), Some(3));
+        assert_eq!(goes(Amount::new(0, 20)), None);
     }
 
     #[test]
@@ -182,18 +201,20 @@ mod tests {
             model(2, &[20], 2, Some(Stays::Pinned)),
             model(3, &[30, 10], 3, None),
         ]);
-        assert_eq!(snapshot.choose(31, 31), None);
-        assert_eq!(snapshot.choose(30, 1000).map(|choice| choice.frees), Some(30));
-        assert_eq!(snapshot.shares(), Shares { evictable: 30, pinned: 20, leased: 10 });
+        assert_eq!(snapshot.choose(bytes(31), bytes(31)), None);
+        assert_eq!(snapshot.choose(bytes(30), bytes(1000)).map(|choice| choice.frees), Some(Amount::new(30, 5)));
+        let (evictable, pinned) = (Amount::new(30, 5), Amount::new(20, 5));
+        assert_eq!(snapshot.shares(), Shares { evictable, pinned, leased: Amount::new(10, 5) });
     }
 
     proptest! {
         #[test]
         fn a_choice_frees_what_it_says_and_touches_nothing_that_stays(
             models in prop::collection::vec((prop::collection::vec(0_u8..20, 1..6), 0_u64..10, 0_u8..4), 0..12),
-            least in 0_u64..80,
-            more in 0_u64..80,
+            least in (0_u64..80, 0_u64..20),
+            more in (0_u64..80, 0_u64..20),
         ) {
+            let (least, more) = (Amount::new(least.0, least.1), Amount::new(more.0, more.1));
             let stays = |code: u8| [None, Some(Stays::Leased), Some(Stays::Pinned), None][usize::from(code)];
             let candidates: Vec<Candidate> = models
                 .iter()
@@ -201,27 +222,29 @@ mod tests {
                 .map(|((blobs, used, code), number)| model(number, blobs, *used, stays(*code)))
                 .collect();
             let snapshot = snapshot(candidates);
-            let goes = |choice: &Choice| -> u64 {
+            let goes = |choice: &Choice| -> Amount {
                 let left: HashSet<Digest> = snapshot.candidates.iter()
                     .filter(|c| !choice.victims.contains(&c.victim)).flat_map(|c| c.blobs.clone()).collect();
                 let all: HashSet<Digest> = snapshot.candidates.iter().flat_map(|c| c.blobs.clone()).collect();
-                all.difference(&left).map(|blob| snapshot.blobs[blob]).sum()
+                let own: Amount = choice.victims.iter().map(|_| OWN).sum();
+                own + all.difference(&left).map(|blob| snapshot.blobs[blob]).sum()
             };
             if let Some(choice) = snapshot.choose(least, least + more) {
                 prop_assert_eq!(goes(&choice), choice.frees);
-                prop_assert!(choice.frees >= least);
+                prop_assert!(choice.frees.covers(least));
                 for victim in &choice.victims {
                     let chosen = snapshot.candidates.iter().find(|c| c.victim == *victim).expect("a candidate");
                     prop_assert_eq!(chosen.stays, None);
                 }
             } else {
-                let everything = snapshot.choose(0, u64::MAX).expect("always possible");
-                prop_assert!(everything.frees < least);
+                let everything = snapshot.choose(Amount::default(), Amount::ALL).expect("always possible");
+                prop_assert!(!everything.frees.covers(least));
             }
             let shares = snapshot.shares();
             let blobs: HashSet<Digest> = snapshot.candidates.iter().flat_map(|c| c.blobs.clone()).collect();
-            let all: u64 = blobs.iter().map(|blob| snapshot.blobs[blob]).sum();
-            prop_assert_eq!(shares.evictable + shares.pinned + shares.leased, all);
+            let all: Amount = blobs.iter().map(|blob| snapshot.blobs[blob]).sum();
+            let own: Amount = snapshot.candidates.iter().map(|_| OWN).sum();
+            prop_assert_eq!(shares.evictable + shares.pinned + shares.leased, all + own);
         }
     }
 }

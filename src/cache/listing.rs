@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::named::{chosen, pin_key};
 use crate::domain::{Checksum, Digest, Manifest, ManifestEntry, Version};
 use crate::report::{Failure, text};
-use crate::store::{Kept, Shelf, SourceFile, SourceRecord, View};
+use crate::store::{Kept, Presence, Shelf, SourceFile, SourceRecord, View};
 
 /// Above this, a model that is here only in part is told of as a whole: asking file by file opens
 /// a journal each time.
@@ -87,11 +87,16 @@ impl Listed {
     /// Looks at what is kept. Leases are for the daemon to fill in.
     #[must_use]
     pub fn of(view: &View, kept: &Kept) -> Self {
-        let manifest = kept.manifest.and_then(|digest| view.manifest(&digest).ok());
-        Self::with(view, kept, manifest.as_ref())
+        Self::among(view, &view.presence(), kept)
     }
 
-    fn with(view: &View, kept: &Kept, manifest: Option<&Manifest>) -> Self {
+    /// The same, one of many.
+    fn among(view: &View, presence: &Presence<'_>, kept: &Kept) -> Self {
+        let manifest = kept.manifest.and_then(|digest| view.manifest(&digest).ok());
+        Self::with(view, presence, kept, manifest.as_ref())
+    }
+
+    fn with(view: &View, presence: &Presence<'_>, kept: &Kept, manifest: Option<&Manifest>) -> Self {
         let record = kept.record.as_ref();
         let (files, bytes) = match (manifest, record) {
             (Some(manifest), _) => (manifest.files().len(), manifest.size()),
@@ -106,7 +111,7 @@ impl Listed {
             (true, _, Some(_)) => (State::Complete, bytes),
             (true, _, None) => (State::Superseded, bytes),
             (false, true, _) => (State::Damaged, 0),
-            (false, false, record) => (State::Partial, record.map_or(0, |record| view.bytes_present(record))),
+            (false, false, record) => (State::Partial, record.map_or(0, |record| presence.bytes(record))),
         };
         let is_noted = |key: String| view.is_noted(Shelf::Pins, &key);
         Self {
@@ -132,7 +137,11 @@ impl Listed {
 /// # Errors
 /// The disk's.
 pub fn list(view: &View) -> Result<Vec<Listed>, Failure> {
-    Ok(view.kept()?.iter().map(|kept| Listed::of(view, kept)).collect())
+    let (presence, mut listed) = (view.presence(), Vec::new());
+    // Their files one at a time: all of them may be more than fits in memory.
+    view.each_kept(&mut |kept| listed.push(Listed::among(view, &presence, &kept)))?;
+    listed.sort_by_cached_key(|listed| (listed.source.is_none(), listed.source.clone()));
+    Ok(listed)
 }
 
 /// One file of a model, as far as it is known.
@@ -187,7 +196,7 @@ impl Detailed {
     #[must_use]
     pub fn of(view: &View, kept: &Kept) -> Self {
         let manifest = kept.manifest.and_then(|digest| view.manifest(&digest).ok());
-        let mut listed = Listed::with(view, kept, manifest.as_ref());
+        let mut listed = Listed::with(view, &view.presence(), kept, manifest.as_ref());
         let file_list = match (&manifest, &kept.record) {
             (Some(manifest), _) => files_of_manifest(view, kept, manifest),
             (None, Some(record)) => files_of_record(view, record),
@@ -222,7 +231,7 @@ fn files_of_manifest(view: &View, kept: &Kept, manifest: &Manifest) -> Vec<Liste
             size: file.size,
             bytes_here: Some(blob_here(view, &file.digest, file.size)),
             digest: Some(file.digest),
-            uri: origin.map(|origin| origin.uri.clone()),
+            uri: origin.map(|origin| origin.uri.to_string()),
             version: origin.map(|origin| origin.version.to_string()),
             checked: origin.and_then(|origin| origin.checked).map(Checked::from),
         }
@@ -233,7 +242,7 @@ fn files_of_manifest(view: &View, kept: &Kept, manifest: &Manifest) -> Vec<Liste
 /// What a source says of a model that is not finished, or whose manifest is damaged.
 fn files_of_record(view: &View, record: &SourceRecord) -> Vec<ListedFile> {
     let ask = record.files.len() <= FILES_ASKED_MAX;
-    let present = if ask { view.files_present(record) } else { Vec::new() };
+    let present = if ask { view.presence().files(record) } else { Vec::new() };
     let here = |at: usize, file: &SourceFile| match file.digest {
         Some(digest) if record.manifest.is_some() => Some(blob_here(view, &digest, file.size)),
         _ => present.get(at).copied(),
@@ -243,7 +252,7 @@ fn files_of_record(view: &View, record: &SourceRecord) -> Vec<ListedFile> {
         size: file.size,
         bytes_here: here(at, file),
         digest: file.digest,
-        uri: Some(file.uri.clone()),
+        uri: Some(file.uri.to_string()),
         version: Some(Version::to_string(&file.version)),
         checked: file.checked.map(Checked::from),
     };

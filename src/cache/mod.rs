@@ -9,6 +9,7 @@ mod change;
 mod ensure;
 mod event;
 pub mod eviction;
+mod expiry;
 mod flight;
 mod heal;
 mod herald;
@@ -50,7 +51,7 @@ pub use owner::{Owner, OwnerError, Pods};
 pub use rate::Rate;
 pub use repair::{Damage, Puller, counted, repair};
 pub use residency::{Pressure, Watermarks};
-pub use status::{DamageStatus, Disk, LeaseStatus, ScrubStatus, Status, TotalsStatus};
+pub use status::{DamageStatus, Disk, DiskInodes, LeaseStatus, ScrubStatus, Status, TotalsStatus, UnreadableStatus};
 pub use verify::{Tell, VerifyEvent, verify};
 pub use wanted::{List, Progressing, Standing, Want, WantedState};
 
@@ -82,6 +83,7 @@ pub struct Cache {
     wanted: wanted::Wanted,
     scrubbed: scrub::Scrubbed,
     healing: heal::Healing,
+    expiry: expiry::Expiry,
     connections: AtomicU64,
     stopping: AtomicBool,
     /// Where pulls run, if not where they are asked for.
@@ -113,6 +115,7 @@ impl Cache {
             wanted: wanted::Wanted::default(),
             scrubbed: scrub::Scrubbed::default(),
             healing: heal::Healing::default(),
+            expiry: expiry::Expiry::default(),
             connections: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             pulls: OnceLock::new(),

@@ -27,16 +27,13 @@ pub struct Named {
 /// [`Exit::NotFound`], [`Exit::Usage`] for a name that is neither, and the disk's.
 pub fn matching(view: &View, name: &str) -> Result<Vec<Kept>, Failure> {
     let by_digest = (DIGITS_MIN..=DIGITS_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
-    let kept = view.kept()?;
     let found: Vec<Kept> = if by_digest {
         let name = name.to_ascii_lowercase();
-        kept.into_iter()
-            .filter(|kept| kept.manifest.is_some_and(|digest| digest.to_string().starts_with(&name)))
-            .collect()
+        view.kept_where(|kept| kept.manifest.is_some_and(|digest| digest.to_string().starts_with(&name)))?
     } else {
         let wanted = Source::parse(name)?.to_string();
         let same = |source: &str| source.trim_end_matches('/') == wanted.trim_end_matches('/');
-        kept.into_iter().filter(|kept| kept.record.as_ref().is_some_and(|record| same(&record.source))).collect()
+        view.kept_where(|kept| kept.record.as_ref().is_some_and(|record| same(&record.source)))?
     };
     if found.is_empty() {
         let hint = Some(if by_digest {

@@ -17,10 +17,10 @@ use super::herald::Herald;
 use super::owner::{Life, Owner, Pods};
 use super::{blocking, lock};
 use crate::domain::Digest;
-use crate::fetch::{self, Ledger, Reservation, Room, Shortage};
+use crate::fetch::{self, Ledger, Reservation, Room, Shortage, Wants};
 use crate::lanes::Lane;
 use crate::report::Failure;
-use crate::store::{self, Census, Entry, ObjectId, SourceRecord, Space, Store};
+use crate::store::{self, Amount, Census, Entry, Space, Store};
 use crate::telemetry::Metrics;
 
 /// Evictions for one reservation: files that readers have open free nothing, and then the next
@@ -33,6 +33,11 @@ const LOOKS_WAITING_MAX: usize = 4_096;
 const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 const ROUND_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Inodes have marks of their own where those of bytes are lower: kubelet evicts pods at 95 % of them,
+/// and there is nothing to be had from a disk that others fill with small files.
+const INODES_HIGH: u8 = 90;
+const INODES_LOW: u8 = 85;
+
 /// How full the file system may be, in percent of what an unprivileged user can write.
 #[derive(Debug, Clone, Copy)]
 pub struct Watermarks {
@@ -43,28 +48,32 @@ pub struct Watermarks {
 }
 
 impl Watermarks {
-    /// Bytes in use at the high mark.
+    /// What is in use at the high mark.
     #[must_use]
-    pub fn high(&self, space: &Space) -> u64 {
-        share(space.total, self.high)
+    pub fn high(&self, space: &Space) -> Amount {
+        space.percent(self.high, self.high_of_inodes())
     }
 
-    /// Bytes in use at the low mark.
+    /// What is in use at the low mark.
     #[must_use]
-    pub fn low(&self, space: &Space) -> u64 {
-        share(space.total, self.low)
+    pub fn low(&self, space: &Space) -> Amount {
+        space.percent(self.low, self.low.max(INODES_LOW))
     }
-}
 
-fn share(total: u64, percent: u8) -> u64 {
-    total / 100 * u64::from(percent) + total % 100 * u64::from(percent) / 100
+    /// The high mark of inodes.
+    #[must_use]
+    pub fn high_of_inodes(&self) -> u8 {
+        self.high.max(INODES_HIGH)
+    }
 }
 
 /// A complete model as it was last found.
 #[derive(Debug, Clone)]
 pub struct Resident {
-    /// What the source said.
-    pub record: SourceRecord,
+    /// The id of its source's record.
+    pub record_id: String,
+    /// The name of what the source named.
+    pub listing: Digest,
     /// The model.
     pub digest: Digest,
     /// Its directory.
@@ -198,7 +207,8 @@ impl Residency {
             return Ok(None);
         }
         let resident = Arc::new(Resident {
-            record,
+            record_id: record_id.to_owned(),
+            listing: record.listing(),
             digest,
             tree: view.tree(&digest),
             files: manifest.files().len() as u64,
@@ -273,23 +283,24 @@ impl Residency {
                 (None, Some((id, ..))) => Victim::Unfinished(id.clone()),
                 (None, None) => Victim::Strays,
             };
+            let own = Amount::new(0, entry.inodes);
             // A model that no source names any more was last used before all others.
             let last_used = entry.sources.iter().map(|(.., used)| *used).max().unwrap_or(UNIX_EPOCH);
-            snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own_bytes: 0, last_used, stays });
+            snapshot.candidates.push(Candidate { victim, blobs: entry.blobs.clone(), own, last_used, stays });
         }
         // What a pull has found here frees nothing, whichever model goes.
         snapshot.candidates.push(Candidate {
             victim: Victim::Strays,
             blobs: census.held.clone(),
-            own_bytes: 0,
+            own: Amount::default(),
             last_used: UNIX_EPOCH,
             stays: Some(Stays::Moving),
         });
-        if census.strays > 0 {
+        if census.strays != Amount::default() {
             snapshot.candidates.push(Candidate {
                 victim: Victim::Strays,
                 blobs: Vec::new(),
-                own_bytes: census.strays,
+                own: census.strays,
                 last_used: UNIX_EPOCH,
                 stays: None,
             });
@@ -298,7 +309,7 @@ impl Residency {
             snapshot.candidates.push(Candidate {
                 victim: Victim::Partial(partial.file_id.clone()),
                 blobs: Vec::new(),
-                own_bytes: partial.bytes,
+                own: partial.amount(),
                 last_used: partial.modified,
                 stays: (wanted.contains(&partial.file_id) || kept_partials.contains(&partial.file_id))
                     .then_some(Stays::Moving),
@@ -307,7 +318,7 @@ impl Residency {
         snapshot
     }
 
-    /// Bytes by what can be done with them, and what the store holds in all. Reads the whole store.
+    /// What is here by what can be done with it, and what the store holds in all. Reads the whole store.
     ///
     /// # Errors
     /// [`store::Error::Io`].
@@ -395,16 +406,19 @@ impl Residency {
         let mut rounds = 0;
         loop {
             let space = self.store.space()?;
-            let used = space.used().saturating_add(self.ledger.bytes());
-            if used <= self.watermarks.high(&space) {
+            let used = space.used() + self.ledger.amount();
+            let over = used.less(self.watermarks.high(&space));
+            if over == Amount::default() {
                 return Ok(Pressure::None);
             }
-            let over = used - self.watermarks.low(&space);
+            let enough = used.less(self.watermarks.low(&space)).of_those(over);
+            // Large models are no price for the few inodes they free, unless that is enough.
+            let least = if over.bytes > 0 { Amount::default() } else { over };
             let (snapshot, census) = self.look(&self.ledger.file_ids().into_iter().collect())?;
-            let choice = snapshot.choose(0, over).unwrap_or_default();
+            let choice = snapshot.choose(least, enough).unwrap_or_default();
             // What readers have open frees nothing, however much is named.
-            if choice.frees == 0 || rounds == ROUNDS_MAX {
-                return Ok(Pressure::Stuck { over: used - self.watermarks.high(&space) });
+            if !choice.frees.helps(over) || rounds == ROUNDS_MAX {
+                return Ok(Pressure::Stuck { over });
             }
             self.evict(&census, &choice)?;
             rounds += 1;
@@ -501,7 +515,7 @@ impl Residency {
         let known: Vec<Arc<Resident>> =
             lock(&self.known).models.values().filter(|r| r.digest == *model).cloned().collect();
         for resident in known {
-            self.store.view().touch(&resident.record);
+            self.store.view().touch_id(&resident.record_id);
         }
     }
 }
@@ -513,8 +527,8 @@ pub enum Pressure {
     None,
     /// Beyond it, and nothing may go, or what went has freed too little.
     Stuck {
-        /// By so many bytes.
-        over: u64,
+        /// By so much.
+        over: Amount,
     },
 }
 
@@ -538,25 +552,26 @@ impl Drop for Marked {
 }
 
 impl Room for Residency {
-    fn reserve(&self, store: &Store, wants: Vec<(ObjectId, u64)>) -> Result<Reservation, fetch::Error> {
+    fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, fetch::Error> {
         let _turn = lock(&self.turn);
         let needed = self.ledger.additional(&wants);
-        let mut wanted: HashSet<String> = wants.iter().map(|(id, _)| id.file_id()).collect();
+        let mut wanted: HashSet<String> = wants.objects.iter().map(|(id, _)| id.file_id()).collect();
         for round in 0..=ROUNDS_MAX {
             let space = store.space()?;
-            let promised = self.ledger.bytes();
-            let below_mark = self.watermarks.high(&space).saturating_sub(space.used().saturating_add(promised));
-            let free = below_mark.min(store.available()?.saturating_sub(promised));
-            if needed <= free {
+            let promised = self.ledger.amount();
+            let below_mark = self.watermarks.high(&space).less(space.used() + promised);
+            let free = below_mark.min(space.available().less(promised));
+            if free.covers(needed) {
                 return Ok(self.ledger.promise(wants));
             }
             wanted.extend(self.ledger.file_ids());
             let (snapshot, census) = self.look(&wanted)?;
-            let after = space.used().saturating_add(promised).saturating_add(needed);
+            let short = needed.less(free);
+            let after = (space.used() + promised + needed).of_those(short);
             // Beyond the mark already, `free` is 0, and what is beyond must go too.
-            let least = (needed - free).max(after.saturating_sub(self.watermarks.high(&space)));
+            let least = short.max(after.less(self.watermarks.high(&space)));
             // Once something has to go, enough goes that the next pull need not evict again.
-            let enough = after.saturating_sub(self.watermarks.low(&space)).max(least);
+            let enough = after.less(self.watermarks.low(&space)).max(least);
             match snapshot.choose(least, enough) {
                 Some(choice) if round < ROUNDS_MAX => self.evict(&census, &choice)?,
                 _ => {
@@ -565,7 +580,7 @@ impl Room for Residency {
                         path: store.view().directory().to_owned(),
                         needed,
                         free,
-                        high_watermark: Some(self.watermarks.high),
+                        high_watermarks: Some((self.watermarks.high, self.watermarks.high_of_inodes())),
                         evictable: Some(shares.evictable),
                         pinned: shares.pinned,
                         leased: shares.leased,

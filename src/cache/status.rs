@@ -12,7 +12,7 @@ use super::wanted::WantedState;
 use crate::domain::Digest;
 use crate::report::text::unix;
 use crate::store::{self, Census};
-use crate::telemetry::{Gauges, Totals};
+use crate::telemetry::{self, Gauges, Totals};
 
 /// The disk, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,32 @@ pub struct Disk {
     /// Of that, what may go.
     pub evictable: u64,
     /// Promised to pulls and not yet written.
+    pub reserved: u64,
+    /// The same in inodes; none where the file system makes them as they are wanted.
+    #[serde(default)]
+    pub inodes: Option<DiskInodes>,
+}
+
+/// The inodes of the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInodes {
+    /// Of the file system, as far as an unprivileged user may make them.
+    pub total: u64,
+    /// Free on it.
+    pub free: u64,
+    /// In use at the high watermark.
+    pub high: u64,
+    /// In use at the low watermark.
+    pub low: u64,
+    /// What the store has.
+    pub store: u64,
+    /// Of that, because somebody wants it kept.
+    pub pinned: u64,
+    /// Of that, because somebody uses it or waits for it.
+    pub leased: u64,
+    /// Of that, what may go.
+    pub evictable: u64,
+    /// Promised to pulls and not yet made.
     pub reserved: u64,
 }
 
@@ -82,6 +108,17 @@ pub struct DamageStatus {
 /// Damaged blobs, and files of one, that are named.
 const DAMAGE_TOLD_MAX: usize = 64;
 
+/// A document of the store that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableStatus {
+    /// The document.
+    pub path: String,
+    /// Why it could not be read.
+    pub why: String,
+    /// Whether it is gone, because its bytes were wrong.
+    pub removed: bool,
+}
+
 /// What the cache knows of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -110,6 +147,9 @@ pub struct Status {
     /// The first of them.
     #[serde(default)]
     pub damaged: Vec<DamageStatus>,
+    /// Documents that could not be read since the daemon started.
+    #[serde(default)]
+    pub unreadable: Vec<UnreadableStatus>,
 }
 
 /// Counts since the daemon started.
@@ -161,6 +201,13 @@ impl From<Totals> for TotalsStatus {
     }
 }
 
+impl From<DiskInodes> for telemetry::Inodes {
+    fn from(of: DiskInodes) -> Self {
+        let DiskInodes { total, free, store, reserved, evictable, high, .. } = of;
+        Self { total, free, store, reserved, evictable, high }
+    }
+}
+
 impl Cache {
     /// Everything at once. Blocking: reads the whole store.
     ///
@@ -170,16 +217,30 @@ impl Cache {
         let (shares, census) = self.residency.shares()?;
         let space = self.store().space()?;
         let marks = self.residency.watermarks;
+        let (high, low) = (marks.high(&space), marks.low(&space));
+        let (kept, reserved) = (census.amount(), self.residency.ledger.amount());
+        let inodes = space.inodes.map(|inodes| DiskInodes {
+            total: inodes.total,
+            free: inodes.free,
+            high: high.inodes,
+            low: low.inodes,
+            store: kept.inodes,
+            pinned: shares.pinned.inodes,
+            leased: shares.leased.inodes,
+            evictable: shares.evictable.inodes,
+            reserved: reserved.inodes,
+        });
         let disk = Disk {
             total: space.total,
             free: space.free,
-            high: marks.high(&space),
-            low: marks.low(&space),
-            store: census.bytes(),
-            pinned: shares.pinned,
-            leased: shares.leased,
-            evictable: shares.evictable,
-            reserved: self.residency.ledger.bytes(),
+            high: high.bytes,
+            low: low.bytes,
+            store: kept.bytes,
+            pinned: shares.pinned.bytes,
+            leased: shares.leased.bytes,
+            evictable: shares.evictable.bytes,
+            reserved: reserved.bytes,
+            inodes,
         };
         let source_of = |digest: &Digest| {
             let entry = census.entries.iter().find(|entry| entry.manifest == Some(*digest));
@@ -211,6 +272,7 @@ impl Cache {
             scrub: self.scrub_status(),
             damaged_blobs: damaged_blobs.len() as u64,
             damaged: self.damage_status(&census, &damaged_blobs)?,
+            unreadable: self.store().view().unreadable().into_iter().map(shown).collect(),
         })
     }
 
@@ -258,6 +320,7 @@ impl Cache {
             reserved_bytes: status.disk.reserved,
             evictable_bytes: status.disk.evictable,
             high_watermark_bytes: status.disk.high,
+            inodes: status.disk.inodes.map(Into::into).unwrap_or_default(),
             leases: status.leases.len() as u64,
             pins: status.pins,
             models: status.models,
@@ -265,6 +328,10 @@ impl Cache {
             mount: status.mount.as_ref().map(Into::into).unwrap_or_default(),
         }))
     }
+}
+
+fn shown(found: store::Unreadable) -> UnreadableStatus {
+    UnreadableStatus { path: found.path.display().to_string(), why: found.why, removed: found.is_removed }
 }
 
 /// Seconds since 1970, now.

@@ -149,6 +149,11 @@ impl Wanted {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a record is on a list.
+    pub fn is_listed(&self, key: &str) -> bool {
+        self.entries().contains_key(key)
+    }
+
     fn set(&self, key: &str, state: Progressing, message: Option<String>) {
         if let Some(entry) = self.entries().get_mut(key) {
             (entry.state, entry.message) = (state, message);

@@ -34,7 +34,12 @@ fn absolute(path: &Path) -> PathBuf {
 pub fn ls(console: Console, directory: &Path) -> Result<Exit, Failure> {
     let listed = match View::open(directory) {
         Err(store::Error::Absent(_)) => Vec::new(),
-        other => listing::list(&other?)?,
+        other => {
+            let view = other?;
+            let listed = listing::list(&view)?;
+            tell_unreadable(console, &view);
+            listed
+        }
     };
     if console.json {
         listed.iter().for_each(|listed| console.event(&json!(listed)));
@@ -45,6 +50,18 @@ pub fn ls(console: Console, directory: &Path) -> Result<Exit, Failure> {
         console.data(&text::table(&["SOURCE", "MODEL", "FILES", "SIZE", "STATE", "LAST USED"], &rows));
     }
     Ok(Exit::Done)
+}
+
+/// Names what had to be passed over.
+fn tell_unreadable(console: Console, view: &View) {
+    for found in view.unreadable() {
+        let next = match (found.is_removed, found.is_wrong) {
+            (true, _) => "it was removed, and is made again when its source is asked for",
+            (false, true) => "it is passed over, and goes when the store is next opened for writing",
+            (false, false) => "it is passed over: look at the disk",
+        };
+        console.note(&format!("`{}` cannot be read: {}; {next}", found.path.display(), found.why));
+    }
 }
 
 fn cells(listed: &Listed) -> Vec<String> {
@@ -161,9 +178,9 @@ pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, F
 /// Blob -> names of the other models that have it too.
 fn shared_with(view: &View, own: Option<&Digest>) -> Result<HashMap<Digest, Vec<String>>, Failure> {
     let mut shared: HashMap<Digest, Vec<String>> = HashMap::new();
-    for kept in view.kept()? {
-        let Some(digest) = kept.manifest.filter(|digest| Some(digest) != own) else { continue };
-        let Ok(manifest) = view.manifest(&digest) else { continue };
+    view.each_kept(&mut |kept| {
+        let Some(digest) = kept.manifest.filter(|digest| Some(digest) != own) else { return };
+        let Ok(manifest) = view.manifest(&digest) else { return };
         let name = kept.record.map_or_else(|| digest.short(), |record| record.source);
         for file in manifest.files() {
             let names = shared.entry(file.digest).or_default();
@@ -171,7 +188,7 @@ fn shared_with(view: &View, own: Option<&Digest>) -> Result<HashMap<Digest, Vec<
                 names.push(name.clone());
             }
         }
-    }
+    })?;
     Ok(shared)
 }
 

@@ -11,7 +11,9 @@ use serde::Deserialize;
 use super::args::Status;
 use super::console::Console;
 use super::{peer, watch};
-use crate::cache::{self, DamageStatus, Disk, LeaseStatus, MountStatus, Moving, Progressing, WantedState};
+use crate::cache::{
+    self, DamageStatus, Disk, DiskInodes, LeaseStatus, MountStatus, Moving, Progressing, UnreadableStatus, WantedState,
+};
 use crate::domain::Digest;
 use crate::report::text::{self, bytes, percent};
 use crate::report::{Exit, Failure};
@@ -143,6 +145,7 @@ fn screen(told: &Told, now: SystemTime) -> String {
         counts(cache)
     )];
     parts.extend(damaged(&cache.damaged, now));
+    parts.extend(unreadable(&cache.unreadable));
     parts.extend(moving(&cache.moving));
     parts.extend(prefetch(&cache.prefetch));
     parts.extend(leases(&cache.leases, now));
@@ -173,7 +176,26 @@ fn disk(store: &Path, disk: &Disk) -> String {
         format!("{} evictable", bytes(disk.evictable)),
         format!("{} reserved for pulls", bytes(disk.reserved)),
     ];
-    section("disk", &of_disk) + &section("store", &of_store)
+    let inodes = disk.inodes.map(|inodes| inodes_of(&inodes)).unwrap_or_default();
+    section("disk", &of_disk) + &section("store", &of_store) + &inodes
+}
+
+fn inodes_of(inodes: &DiskInodes) -> String {
+    let used = inodes.total.saturating_sub(inodes.free);
+    let nearest = |part: u64| (u128::from(part) * 100 + u128::from(inodes.total) / 2).checked_div(inodes.total.into());
+    let (high, low) = (nearest(inodes.high).unwrap_or(0), nearest(inodes.low).unwrap_or(0));
+    section(
+        "inodes",
+        &[
+            format!("{used} of {} in use ({} %)", inodes.total, percent(used, inodes.total)),
+            format!("eviction above {high} % down to {low} %"),
+            format!("{} kept", inodes.store),
+            format!("{} pinned", inodes.pinned),
+            format!("{} in use", inodes.leased),
+            format!("{} evictable", inodes.evictable),
+            format!("{} reserved for pulls", inodes.reserved),
+        ],
+    )
 }
 
 fn mount(mount: &MountStatus) -> String {
@@ -241,6 +263,14 @@ fn damaged(damaged: &[DamageStatus], now: SystemTime) -> Option<String> {
         vec![text::some(&files).replace('`', ""), found]
     };
     table(&["DAMAGED", "SINCE"], &damaged.iter().map(row).collect::<Vec<_>>())
+}
+
+fn unreadable(documents: &[UnreadableStatus]) -> Option<String> {
+    let row = |document: &UnreadableStatus| {
+        let state = if document.removed { "removed" } else { "passed over" };
+        vec![document.path.clone(), state.to_owned(), document.why.clone()]
+    };
+    table(&["UNREADABLE", "STATE", "WHY"], &documents.iter().map(row).collect::<Vec<_>>())
 }
 
 fn moving(moving: &[Moving]) -> Option<String> {

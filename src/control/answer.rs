@@ -27,6 +27,11 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
     with_type(status, "application/json", Full::new(Bytes::from(text)).boxed_unsync())
 }
 
+/// JSON that is written already.
+pub fn written(text: Bytes) -> Response<Body> {
+    with_type(StatusCode::OK, "application/json", Full::new(text).boxed_unsync())
+}
+
 /// Text as it is.
 pub fn text(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
     with_type(status, kind, Full::new(text.into()).boxed_unsync())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::looks::Looks;
+use super::shared::Shared;
 use crate::cache::Cache;
 use crate::domain::Source;
 use crate::telemetry::Metrics;
@@ -62,6 +63,19 @@ pub struct Api {
     pub socket: PathBuf,
     /// Where the store is looked at.
     pub looks: Looks,
+    /// Answers that cost a look at all of it.
+    pub shared: SharedAnswers,
+}
+
+/// Answers that cost a look at the whole store, by call.
+#[derive(Debug, Default)]
+pub struct SharedAnswers {
+    /// What is kept.
+    pub models: Arc<Shared>,
+    /// The node.
+    pub status: Arc<Shared>,
+    /// The metrics.
+    pub metrics: Arc<Shared>,
 }
 
 impl fmt::Debug for Api {

@@ -13,9 +13,10 @@ mod looks;
 mod request;
 mod routes;
 mod scrape;
+mod shared;
 mod verify;
 
-pub use api::{Api, Phase, Rights};
+pub use api::{Api, Phase, Rights, SharedAnswers};
 pub use bind::bind;
 pub use connection::{serve, serve_scrapes};
 pub use looks::Looks;

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use serde::Serialize;
 use serde_json::json;
 
 use super::answer::{self, Body, Lines, Outbox};
 use super::api::{Api, Phase, Rights};
 use super::request::{self, EnsureBody, ModelBody, ReleaseBody, RemoveBody, Unread, VerifyBody};
 use super::{OPENAPI, verify};
-use crate::cache::{Event, LeaseWish, Moving, Ready, Wish};
+use crate::cache::{self, Event, LeaseWish, Moving, Ready, Wish};
 use crate::report::{Exit, Failure};
 use crate::telemetry;
 
@@ -186,8 +188,12 @@ async fn settle(api: &Arc<Api>, ready: &Ready, lines: &Lines) -> Result<(), Fail
 }
 
 async fn models(api: &Arc<Api>) -> Answered {
-    let listed = api.cache.list().await?;
-    Ok(answer::json(StatusCode::OK, &json!({ "models": listed })))
+    let cache = Arc::clone(&api.cache);
+    let look = || async move {
+        let listed = cache.list().await?;
+        encoded(&Listed { models: &listed })
+    };
+    Ok(answer::written(api.shared.models.get(look).await?))
 }
 
 async fn model(api: &Arc<Api>, query: &str) -> Answered {
@@ -201,12 +207,16 @@ async fn model(api: &Arc<Api>, query: &str) -> Answered {
 }
 
 async fn status(api: &Arc<Api>) -> Answered {
-    let cache = Arc::clone(&api.cache);
-    let status = match api.looks.status(move || cache.status()).await {
-        Ok(Ok(status)) => status,
-        Ok(Err(error)) => return Err(Failure::from(error).into()),
-        Err(failure) => return Err(failure.into()),
+    let looked = Arc::clone(api);
+    let look = || async move {
+        let api = Arc::clone(&looked);
+        encoded(&looked.looks.status(move || looked_at(&api)).await??)
     };
+    Ok(answer::written(api.shared.status.get(look).await?))
+}
+
+fn looked_at(api: &Api) -> Result<serde_json::Value, Failure> {
+    let status = api.cache.status()?;
     let mut value = serde_json::to_value(&status).unwrap_or_default();
     if let Some(object) = value.as_object_mut() {
         object.insert("version".into(), env!("CARGO_PKG_VERSION").into());
@@ -216,7 +226,16 @@ async fn status(api: &Arc<Api>) -> Answered {
         object.insert("store".into(), api.cache.store().view().directory().display().to_string().into());
         object.insert("socket".into(), api.socket.display().to_string().into());
     }
-    Ok(answer::json(StatusCode::OK, &value))
+    Ok(value)
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    models: &'a [cache::listing::Listed],
+}
+
+fn encoded<T: Serialize>(value: &T) -> Result<Bytes, Failure> {
+    serde_json::to_vec(value).map(Into::into).map_err(|error| Failure::new(Exit::Defect, error.to_string()))
 }
 
 async fn set_pinned(api: &Arc<Api>, request: Request<Incoming>, pinned: bool) -> Answered {

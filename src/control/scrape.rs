@@ -34,9 +34,10 @@ pub async fn answer(api: &Arc<Api>, request: Request<Incoming>) -> Response<Body
 
 async fn metrics(api: &Arc<Api>) -> Response<Body> {
     let cache = Arc::clone(&api.cache);
-    match api.looks.status(move || cache.scrape()).await {
-        Ok(Ok(text)) => answer::text(StatusCode::OK, CONTENT_TYPE, text),
-        Ok(Err(error)) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+    let looked = Arc::clone(api);
+    let look = || async move { Ok(looked.looks.status(move || cache.scrape()).await??.into()) };
+    match api.shared.metrics.get(look).await {
+        Ok(text) => answer::text(StatusCode::OK, CONTENT_TYPE, text),
         Err(failure) => answer::text(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{}\n", failure.message)),
     }
 }

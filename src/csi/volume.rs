@@ -20,6 +20,9 @@ const ATTRIBUTES: [&str; 5] = ["source", "include", "exclude", "lazy", "fresh"];
 /// Bytes of one attribute or secret. etcd holds objects of 1.5 MiB.
 const TEXT_LEN_MAX: usize = 64 << 10;
 const TARGET_LEN_MAX: usize = 4095;
+/// Of a name that kubelet says of a pod; Kubernetes' own are at most 253 bytes. What is noted of a
+/// volume must be readable again.
+const NAME_LEN_MAX: usize = 1024;
 const ID_LEN_MAX: usize = 1024;
 
 /// The pod that a volume is of, in kubelet's words.
@@ -144,13 +147,17 @@ impl Asked {
 fn pod(context: &HashMap<String, String>) -> Result<Pod, Failure> {
     let of_kubelet = |name: &str| context.get(&format!("{OF_KUBELET}{name}")).filter(|value| !value.is_empty());
     let named = |name: &str| {
-        of_kubelet(name).cloned().ok_or_else(|| {
+        let said = of_kubelet(name).ok_or_else(|| {
             Failure::hinted(
                 Exit::Usage,
                 format!("kubelet does not say the pod's {name}"),
                 "the CSIDriver object must have `podInfoOnMount: true`, as larder's manifests have it",
             )
-        })
+        })?;
+        if said.len() > NAME_LEN_MAX {
+            return Err(wrong(format!("the pod's {name} has {} bytes: want at most {NAME_LEN_MAX}", said.len())));
+        }
+        Ok(said.clone())
     };
     let pod = Pod {
         uid: named("pod.uid")?,

@@ -47,14 +47,25 @@ async fn disk(cache: &Arc<Cache>) {
             (quiet_since, unsynced) = (Instant::now(), true);
         }
         let looked = Arc::clone(cache);
-        let looked = tokio::task::spawn_blocking(move || looked.residency().keep_below());
+        let looked = tokio::task::spawn_blocking(move || {
+            // What cannot be removed yet is passed over meanwhile.
+            if let Err(error) = looked.store().drop_unreadable() {
+                tracing::debug!(%error, "a damaged document stays");
+            }
+            let pressure = looked.residency().keep_below();
+            if let Err(error) = looked.expire_records() {
+                tracing::debug!(%error, "records that name nothing stay");
+            }
+            pressure
+        });
         match looked.await {
             Ok(Ok(Pressure::None)) => complained = None,
             Ok(Ok(Pressure::Stuck { over })) => {
                 if complained.is_none_or(|at| at.elapsed() > COMPLAINT_INTERVAL) {
                     complained = Some(Instant::now());
                     tracing::warn!(
-                        bytes = over,
+                        bytes = over.bytes,
+                        inodes = over.inodes,
                         "the file system is beyond the high watermark, and nothing may be evicted"
                     );
                 }

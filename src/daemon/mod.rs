@@ -152,6 +152,7 @@ async fn serve(
         started: text::unix(SystemTime::now()),
         socket: config.socket.clone(),
         looks: control::Looks::default(),
+        shared: control::SharedAnswers::default(),
     });
     let (mounts, unmount) = mount(config, cache, pulls)?.unzip();
     let (closing, closed) = watch::channel(false);

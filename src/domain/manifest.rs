@@ -48,10 +48,16 @@ pub enum ManifestError {
 
 const FORM: u32 = 1;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Wire {
     larder_manifest: u32,
     files: Vec<ManifestEntry>,
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    larder_manifest: u32,
+    files: &'a [ManifestEntry],
 }
 
 impl Manifest {
@@ -80,7 +86,7 @@ impl Manifest {
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a manifest holds strings and numbers only")]
     pub fn encode(&self) -> Vec<u8> {
-        let wire = Wire { larder_manifest: FORM, files: self.files.clone() };
+        let wire = Written { larder_manifest: FORM, files: &self.files };
         let mut bytes = serde_json::to_vec(&wire).expect("strings and numbers always encode");
         bytes.push(b'\n');
         bytes

@@ -21,6 +21,7 @@ mod manifest;
 mod object;
 mod path;
 mod source;
+mod text;
 mod tree;
 
 pub use checksum::{Checksum, Claims, CrcKind};
@@ -32,4 +33,5 @@ pub use manifest::{DIRECTORY_MODE, FILE_MODE, FILE_TIME, Manifest, ManifestEntry
 pub use object::{Object, Version};
 pub use path::{ModelPath, PathError, check_paths};
 pub use source::{Scheme, Source, SourceError};
+pub use text::Text;
 pub use tree::{ChunkHasher, ChunkValue, root_digest};

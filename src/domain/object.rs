@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Claims, ModelPath};
+use super::{Claims, ModelPath, Text};
 
 /// What the origin calls one state of an object. Compared for equality only.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Version {
     /// An HTTP entity tag, quotes included (RFC 9110, section 8.8.3). Sent back as If-Match.
-    Etag(String),
+    Etag(Text),
     /// A GCS generation number.
     Generation(i64),
     /// The origin has neither; size and modification time stand in (seconds since 1970).

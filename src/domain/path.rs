@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::Text;
+
 /// `NAME_MAX` of every file system worth caching on (limits.h).
 const COMPONENT_LEN_MAX: usize = 255;
 /// An object key is at most 1024 bytes long on S3 and GCS.
@@ -11,7 +13,7 @@ const PATH_LEN_MAX: usize = 1024;
 /// A checked relative path with `/` between components. Never empty, absolute or upward.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize)]
 #[serde(transparent)]
-pub struct ModelPath(String);
+pub struct ModelPath(Text);
 
 /// Why a key cannot be a file of a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +64,7 @@ impl ModelPath {
                 _ => {}
             }
         }
-        Ok(Self(key.to_owned()))
+        Ok(Self(key.into()))
     }
 
     /// The path as text.
@@ -99,7 +101,7 @@ pub fn check_paths<'a>(paths: impl IntoIterator<Item = &'a ModelPath>) -> Result
     let mut sorted: BTreeSet<&str> = BTreeSet::new();
     for path in paths {
         if !sorted.insert(path.as_str()) {
-            return Err(PathError::Twice(path.0.clone()));
+            return Err(PathError::Twice(path.to_string()));
         }
     }
     for path in &sorted {

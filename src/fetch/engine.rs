@@ -18,8 +18,24 @@ pub const PERMIT_LEN: usize = 64 << 10;
 /// They share the connections and the memory; more of them would only hold more reservations
 /// half-filled. Fewer would let some origins that hang keep the others waiting.
 const PULLS_MAX: usize = 32;
+/// Listings that are asked for and looked up at once: how long each is, is known only then. Fewer would
+/// let origins that hang keep the others waiting.
+const LISTINGS_MAX: usize = 256;
+/// Bytes of all listings that pulls hold in memory, those that wait for their turn among them.
+const LISTING_BYTES_MAX: u64 = 256 << 20;
+
 /// Connections beside the others for bytes that a reader waits for.
 const CONNECTIONS_URGENT_MAX: usize = 16;
+
+#[expect(clippy::cast_possible_truncation, reason = "4,096")]
+const LISTING_PERMITS: u32 = (LISTING_BYTES_MAX / PERMIT_LEN as u64) as u32;
+
+/// The permits of [`Engine::listing_memory`] for a listing of so many bytes. The longest takes half of
+/// all, so that others go on beside it.
+pub fn listing_permits(bytes: u64) -> u32 {
+    let permits = bytes.div_ceil(PERMIT_LEN as u64);
+    u32::try_from(permits).unwrap_or(u32::MAX).clamp(1, LISTING_PERMITS / 2)
+}
 
 /// One for each process.
 #[derive(Debug)]
@@ -34,6 +50,10 @@ pub struct Engine {
     pub(super) memory: Arc<Semaphore>,
     /// Pulls that move bytes at once; the others wait with their listing.
     pub(super) pulls: Arc<Semaphore>,
+    /// Taken to list a source, until its size is known and counted in [`Self::listing_memory`].
+    pub(super) listings: Arc<Semaphore>,
+    /// One permit for each [`PERMIT_LEN`] of a listing, for as long as its pull runs.
+    pub(super) listing_memory: Arc<Semaphore>,
     /// A pull finds its own number of connections; all together have no more than these.
     pub(super) connections: Arc<Semaphore>,
     /// Beside those.
@@ -52,6 +72,8 @@ impl Engine {
             write_back: Arc::new(WriteBack::new(dirty_budget())),
             memory: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX / PERMIT_LEN)),
             pulls: Arc::new(Semaphore::new(PULLS_MAX)),
+            listings: Arc::new(Semaphore::new(LISTINGS_MAX)),
+            listing_memory: Arc::new(Semaphore::new(LISTING_PERMITS as usize)),
             connections: Arc::new(Semaphore::new(LIMIT_MAX as usize)),
             connections_urgent: Arc::new(Semaphore::new(CONNECTIONS_URGENT_MAX)),
         }

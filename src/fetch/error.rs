@@ -14,7 +14,7 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// Whoever decides about room has none for this model, and says why.
-    #[error("not enough room in `{path}`: {needed} bytes needed, {free} free", path = .0.path.display(), needed = .0.needed, free = .0.free)]
+    #[error("not enough room in `{path}`: {needed} needed, {free} free", path = .0.path.display(), needed = .0.needed, free = .0.free)]
     NoRoom(Box<super::room::Shortage>),
     /// Tried again until the budget was gone.
     #[error("{last} (gave up after {attempts} attempts in {seconds:.0} s without a byte of progress)", seconds = elapsed.as_secs_f64())]

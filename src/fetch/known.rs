@@ -5,7 +5,7 @@ use futures::StreamExt as _;
 use super::Error;
 use super::transfer::Tools;
 use super::worker::Wire;
-use crate::domain::{Checksum, Digest, Object, Source};
+use crate::domain::{Checksum, Digest, Object, Source, Text};
 use crate::store::{Equal, Hold, ObjectId, Store};
 
 /// A file whose bytes are here.
@@ -44,12 +44,12 @@ const CLAIMS_AT_ONCE: usize = 16;
 /// What is found is held, so that it is still here when the model is published.
 pub async fn look_up(tools: &Tools, source: &Source, objects: Vec<Object>) -> Result<Vec<Wanted>, Error> {
     let wire = &tools.wire;
-    let origin = wire.remote.origin();
+    let origin = Text::from(wire.remote.origin());
     let found = futures::stream::iter(objects)
         .map(|object| {
             let id = ObjectId {
                 origin: origin.clone(),
-                uri: source.object_uri(&object.key),
+                uri: source.object_uri(&object.key).into(),
                 version: object.version.clone(),
                 size: object.size,
             };

@@ -32,7 +32,7 @@ pub use engine::Engine;
 pub use error::Error;
 pub use progress::{FileProgress, Progress};
 pub use pull::{Listed, Outcome, Pull};
-pub use room::{FreeSpace, Ledger, Reservation, Room, Shortage};
+pub use room::{FreeSpace, Ledger, Reservation, Room, Shortage, Wants};
 pub use selection::Selection;
 
 /// A panic of whoever held the lock is no reason to stop: what is behind these locks stays right.

@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use super::Error;
 use super::cancel::Cancel;
-use super::engine::Engine;
+use super::engine::{Engine, listing_permits};
 use super::known::{self, Wanted};
 use super::progress::Progress;
 use super::retry::Patience;
-use super::room::Reservation;
+use super::room::{Reservation, Wants};
 use super::selection::Selection;
 use super::transfer::{INDEX_LEN_MAX, Tools, Transfer, blocking};
 use super::worker::Wire;
@@ -70,6 +70,13 @@ pub struct Outcome {
     pub elapsed: Duration,
 }
 
+/// What a listing takes in memory while it is pulled: its names in some forms, and what is known of
+/// each file.
+fn memory_of(objects: &[Object]) -> u64 {
+    const OF_FILE: u64 = 700;
+    objects.iter().map(|object| OF_FILE + 4 * object.key.len() as u64).sum()
+}
+
 impl Pull {
     /// Runs to the end.
     ///
@@ -92,17 +99,29 @@ impl Pull {
                     biased;
                     _ = self.cancel.guard(std::future::pending::<()>()) => { stop.cancel(); work.await }
                     result = &mut work => result,
-                } } => result?,
+                } } => result.map_err(|error| self.explained(error))?,
             };
             match self.publish(files, markers, started).await {
                 // What was here when it was looked up has been found damaged since: it comes again.
                 Err(Error::Store(store::Error::Absent(_))) if round < LISTINGS_MAX => round += 1,
-                outcome => break outcome,
+                outcome => break outcome.map_err(|error| self.explained(error)),
             }
         };
         // From here on the manifest names what was held.
         drop(hold);
         outcome
+    }
+
+    /// A disk that others fill meanwhile says "no space" of both: which it was is seen there.
+    fn explained(&self, error: Error) -> Error {
+        let is_full = matches!(&error, Error::Store(error @ store::Error::Io { .. }) if error.is_disk_full());
+        match self.store().space() {
+            Ok(store::Space { inodes: Some(store::Inodes { free: 0, .. }), .. }) if is_full => {
+                let path = self.store().view().directory().to_owned();
+                store::Error::NoInodes { path, needed: 1, free: 0 }.into()
+            }
+            _ => error,
+        }
     }
 
     fn store(&self) -> &Arc<Store> {
@@ -112,8 +131,12 @@ impl Pull {
     async fn resolve_and_transfer(&self, tools: &mut Tools) -> Result<(Vec<Wanted>, u64), Error> {
         let mut changed = String::new();
         for _ in 0..LISTINGS_MAX {
+            let listing_now = tools.wire.cancel.guard(self.engine.listings.acquire()).await?;
             let listing = self.list(&tools.wire).await?;
+            let permits = listing_permits(memory_of(&listing.objects));
+            let _memory = tools.wire.cancel.guard(self.engine.listing_memory.acquire_many(permits)).await?;
             let mut files = known::look_up(tools, &self.source, listing.objects).await?;
+            drop(listing_now);
             // With nothing missing there is no turn to wait for.
             let _turn = if files.iter().any(|file| file.have.is_none()) {
                 Some(tools.wire.cancel.guard(self.engine.pulls.acquire()).await?)
@@ -127,7 +150,7 @@ impl Pull {
             let moved_on = Transfer::new(tools.clone(), &mut files).run().await?;
             match moved_on.first() {
                 None => return Ok((files, listing.markers)),
-                Some(&at) => changed = files[at].id.uri.clone(),
+                Some(&at) => changed = files[at].id.uri.to_string(),
             }
             tracing::warn!(uri = %changed, "the object changed at the origin: listing the source again");
         }
@@ -158,7 +181,7 @@ impl Pull {
     fn record(&self, files: &[Wanted]) -> SourceRecord {
         let mut record = SourceRecord::new(
             self.source.to_string(),
-            self.remote.origin(),
+            self.remote.origin().into(),
             self.selection.include().to_vec(),
             self.selection.exclude().to_vec(),
         );
@@ -183,13 +206,15 @@ impl Pull {
         let (engine, listed) = (Arc::clone(&self.engine), self.listed.clone());
         blocking(move || {
             let store = engine.store();
-            let wants = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
+            store.check_len(&record)?;
+            let beside = store.room_needed_beside(&record, missing.len() as u64);
+            let objects = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
             if store.view().source(&record.id())?.is_some_and(|known| known.manifest.is_none()) {
                 // What came for an older listing of it may go. A full disk leaves it as it was.
                 let _ = store.announce(&record);
             }
             // Room first: on a full disk there is none for the record either until something went.
-            let reserved = engine.room.reserve(store, wants)?;
+            let reserved = engine.room.reserve(store, Wants { objects, beside })?;
             store.announce(&record)?;
             listed.send_replace(Some(Arc::new(record)));
             Ok(reserved)
@@ -246,14 +271,54 @@ impl Pull {
         Ok(outcome)
     }
 
-    fn in_load_order(&self, files: Vec<Wanted>) -> Vec<Wanted> {
+    fn in_load_order(&self, mut files: Vec<Wanted>) -> Vec<Wanted> {
         let index = INDEX_FILE_NAMES.iter().find_map(|name| {
             let file = files.iter().find(|file| file.object.path.as_str() == *name)?;
             self.store().view().read_small_blob(&file.have.as_ref()?.digest, INDEX_LEN_MAX)
         });
         let paths: Vec<&ModelPath> = files.iter().map(|file| &file.object.path).collect();
         let order = load_order(&paths, index.as_deref());
-        let mut files: Vec<Option<Wanted>> = files.into_iter().map(Some).collect();
-        order.into_iter().filter_map(|at| files.get_mut(at)?.take()).collect()
+        arrange(&mut files, &order);
+        files
+    }
+}
+
+/// Puts the item at `order[n]` at place `n`, without a second copy of them all.
+fn arrange<T>(items: &mut [T], order: &[usize]) {
+    let mut place_of = vec![usize::MAX; items.len()];
+    for (place, at) in order.iter().enumerate().take(items.len()) {
+        if let Some(slot) = place_of.get_mut(*at) {
+            *slot = place;
+        }
+    }
+    if place_of.contains(&usize::MAX) {
+        // Not an order of all of them.
+        return;
+    }
+    for at in 0..items.len() {
+        while place_of[at] != at {
+            let place = place_of[at];
+            items.swap(at, place);
+            place_of.swap(at, place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_followed_and_what_is_none_changes_nothing() {
+        let arranged = |order: &[usize]| {
+            let mut items = ['a', 'b', 'c', 'd'];
+            arrange(&mut items, order);
+            items.iter().collect::<String>()
+        };
+        assert_eq!(arranged(&[3, 0, 2, 1]), "dacb");
+        assert_eq!(arranged(&[1, 2, 3, 0]), "bcda");
+        for wrong in [&[0, 1, 2][..], &[0, 0, 1, 2], &[0, 1, 2, 9]] {
+            assert_eq!(arranged(wrong), "abcd");
+        }
     }
 }

@@ -7,65 +7,84 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Error;
-use crate::store::{self, ObjectId, Store};
+use crate::domain::Digest;
+use crate::store::{self, Amount, ObjectId, Store};
+
+/// What a pull will take from the file system.
+#[derive(Debug, Clone, Default)]
+pub struct Wants {
+    /// Each object that is to come, with what it still takes.
+    pub objects: Vec<(ObjectId, Amount)>,
+    /// What the model takes beside its objects.
+    pub beside: Amount,
+}
 
 /// Who decides whether there is room.
 pub trait Room: Send + Sync + fmt::Debug {
-    /// Blocking: may have to make room first. Promises room for each of `wants`, with the bytes it
-    /// still takes from the file system.
+    /// Blocking: may have to make room first. Promises room for all of `wants`.
     ///
     /// # Errors
     /// [`Error::NoRoom`] says what is missing; [`Error::Store`].
-    fn reserve(&self, store: &Store, wants: Vec<(ObjectId, u64)>) -> Result<Reservation, Error>;
+    fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, Error>;
 }
 
 /// What is promised and not yet taken.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    promised: Mutex<HashMap<ObjectId, Promise>>,
+    promised: Mutex<Promised>,
+}
+
+#[derive(Debug, Default)]
+struct Promised {
+    /// By the hash of what names them: many wait with a hundred thousand each.
+    objects: HashMap<Digest, Promise>,
+    beside: Amount,
 }
 
 #[derive(Debug)]
 struct Promise {
-    bytes: u64,
+    amount: Amount,
     holders: u32,
 }
 
 impl Ledger {
-    fn promised(&self) -> MutexGuard<'_, HashMap<ObjectId, Promise>> {
+    fn promised(&self) -> MutexGuard<'_, Promised> {
         self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes promised and not taken from the file system yet.
+    /// What was promised and is not taken from the file system yet.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.promised().values().map(|promise| promise.bytes).fold(0, u64::saturating_add)
+    pub fn amount(&self) -> Amount {
+        let promised = self.promised();
+        promised.beside + promised.objects.values().map(|promise| promise.amount).sum()
     }
 
-    /// Bytes of `wants` that nobody was promised yet.
+    /// What of `wants` nobody was promised yet.
     #[must_use]
-    pub fn additional(&self, wants: &[(ObjectId, u64)]) -> u64 {
+    pub fn additional(&self, wants: &Wants) -> Amount {
         let promised = self.promised();
-        let new = wants.iter().filter(|(id, _)| !promised.contains_key(id));
-        new.map(|(_, bytes)| *bytes).fold(0, u64::saturating_add)
+        let new = wants.objects.iter().filter(|(id, _)| !promised.objects.contains_key(&id.hash()));
+        wants.beside + new.map(|(_, amount)| *amount).sum()
     }
 
     /// The file names of the objects that room was promised for.
     #[must_use]
     pub fn file_ids(&self) -> Vec<String> {
-        self.promised().keys().map(ObjectId::file_id).collect()
+        self.promised().objects.keys().map(ObjectId::file_id_of).collect()
     }
 
     /// Writes the promises down.
     #[must_use]
-    pub fn promise(self: &Arc<Self>, wants: Vec<(ObjectId, u64)>) -> Reservation {
+    pub fn promise(self: &Arc<Self>, wants: Wants) -> Reservation {
         let mut promised = self.promised();
-        let mut ids = Vec::with_capacity(wants.len());
-        for (id, bytes) in wants {
-            promised.entry(id.clone()).or_insert(Promise { bytes, holders: 0 }).holders += 1;
+        let mut ids = Vec::with_capacity(wants.objects.len());
+        for (id, amount) in wants.objects {
+            let id = id.hash();
+            promised.objects.entry(id).or_insert(Promise { amount, holders: 0 }).holders += 1;
             ids.push(id);
         }
-        Reservation { ledger: Arc::clone(self), ids }
+        promised.beside += wants.beside;
+        Reservation { ledger: Arc::clone(self), ids, beside: wants.beside }
     }
 }
 
@@ -73,14 +92,15 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Reservation {
     ledger: Arc<Ledger>,
-    ids: Vec<ObjectId>,
+    ids: Vec<Digest>,
+    beside: Amount,
 }
 
 impl Reservation {
     /// The object's bytes are allocated: the file system counts them from now on.
     pub fn taken(&self, id: &ObjectId) {
-        if let Some(promise) = self.ledger.promised().get_mut(id) {
-            promise.bytes = 0;
+        if let Some(promise) = self.ledger.promised().objects.get_mut(&id.hash()) {
+            promise.amount = Amount::default();
         }
     }
 }
@@ -88,34 +108,35 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut promised = self.ledger.promised();
+        promised.beside = promised.beside.less(self.beside);
         for id in &self.ids {
-            if let Some(promise) = promised.get_mut(id) {
+            if let Some(promise) = promised.objects.get_mut(id) {
                 promise.holders -= 1;
                 if promise.holders == 0 {
-                    promised.remove(id);
+                    promised.objects.remove(id);
                 }
             }
         }
     }
 }
 
-/// Why there is no room, in bytes.
+/// Why there is no room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
     /// The store's directory.
     pub path: PathBuf,
-    /// What the pull would still write.
-    pub needed: u64,
-    /// What may be written now, by the rules of whoever decides.
-    pub free: u64,
-    /// The percentage of the file system in use beyond which no pull begins, where there is one.
-    pub high_watermark: Option<u8>,
+    /// What the pull would still take.
+    pub needed: Amount,
+    /// What may be taken now, by the rules of whoever decides.
+    pub free: Amount,
+    /// The percentages of bytes and of inodes in use beyond which no pull begins, where there are such.
+    pub high_watermarks: Option<(u8, u8)>,
     /// What could be evicted on top of that; `None` where nothing is ever evicted.
-    pub evictable: Option<u64>,
-    /// Bytes kept because somebody pinned them.
-    pub pinned: u64,
-    /// Bytes kept because somebody uses them.
-    pub leased: u64,
+    pub evictable: Option<Amount>,
+    /// What is kept because somebody pinned it.
+    pub pinned: Amount,
+    /// What is kept because somebody uses it.
+    pub leased: Amount,
 }
 
 /// All the room that the file system has, and no eviction: the rule of the command line.
@@ -125,18 +146,20 @@ pub struct FreeSpace {
 }
 
 impl Room for FreeSpace {
-    fn reserve(&self, store: &Store, wants: Vec<(ObjectId, u64)>) -> Result<Reservation, Error> {
+    fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, Error> {
         let needed = self.ledger.additional(&wants);
-        let free = || Ok::<u64, Error>(store.available()?.saturating_sub(self.ledger.bytes()));
+        let free = || Ok::<_, Error>(store.space()?.available().less(self.ledger.amount()));
         let mut free_now = free()?;
-        if needed > free_now && store.forget(&[], &[])? > 0 {
+        if !free_now.covers(needed) && store.forget(&[], &[])? > 0 {
             // Copies that are known to be damaged, and what nothing names, have made room.
             free_now = free()?;
         }
-        let free = free_now;
-        if needed > free {
-            let path = store.view().directory().to_owned();
-            return Err(store::Error::Full { path, needed, free }.into());
+        let (free, path) = (free_now, || store.view().directory().to_owned());
+        if needed.bytes > free.bytes {
+            return Err(store::Error::Full { path: path(), needed: needed.bytes, free: free.bytes }.into());
+        }
+        if needed.inodes > free.inodes {
+            return Err(store::Error::NoInodes { path: path(), needed: needed.inodes, free: free.inodes }.into());
         }
         Ok(self.ledger.promise(wants))
     }
@@ -147,22 +170,29 @@ mod tests {
     use super::*;
     use crate::domain::Version;
 
-    fn want(uri: &str, bytes: u64) -> (ObjectId, u64) {
-        (ObjectId { origin: "o".into(), uri: uri.into(), version: Version::Generation(1), size: bytes }, bytes)
+    fn want(uri: &str, bytes: u64) -> (ObjectId, Amount) {
+        let id = ObjectId { origin: "o".into(), uri: uri.into(), version: Version::Generation(1), size: bytes };
+        (id, Amount::new(bytes, 1))
+    }
+
+    fn wants(objects: &[(&str, u64)]) -> Wants {
+        let objects = objects.iter().map(|(uri, bytes)| want(uri, *bytes)).collect();
+        Wants { objects, beside: Amount::new(0, 3) }
     }
 
     #[test]
     fn an_object_wanted_twice_counts_once() {
         let ledger = Arc::new(Ledger::default());
-        let first = ledger.promise(vec![want("a", 10), want("b", 5)]);
-        assert_eq!(ledger.additional(&[want("a", 10), want("c", 7)]), 7);
-        let second = ledger.promise(vec![want("a", 10), want("c", 7)]);
-        assert_eq!(ledger.bytes(), 22);
+        let first = ledger.promise(wants(&[("a", 10), ("b", 5)]));
+        let others = wants(&[("a", 10), ("c", 7)]);
+        assert_eq!(ledger.additional(&others), Amount::new(7, 4));
+        let second = ledger.promise(others);
+        assert_eq!(ledger.amount(), Amount::new(22, 9));
         first.taken(&want("a", 10).0);
-        assert_eq!(ledger.bytes(), 12);
+        assert_eq!(ledger.amount(), Amount::new(12, 8));
         drop(first);
-        assert_eq!(ledger.bytes(), 7, "a is taken, b is given back");
+        assert_eq!(ledger.amount(), Amount::new(7, 4), "a is taken, b is given back");
         drop(second);
-        assert_eq!(ledger.bytes(), 0);
+        assert_eq!(ledger.amount(), Amount::default());
     }
 }

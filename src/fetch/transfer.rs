@@ -1,5 +1,6 @@
 //! Moves the missing files of one listing: the coordinator of all connections.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -120,7 +121,8 @@ pub struct Transfer<'a> {
     queue: Queue,
     /// Parts on their way.
     parts: Vec<(FileIndex, Arc<Span>)>,
-    at_of: HashMap<ObjectId, FileIndex>,
+    /// Where each missing file is in the list, once somebody waits for one.
+    at_of: OnceCell<HashMap<ObjectId, FileIndex>>,
     tasks: JoinSet<Done>,
     /// Tasks that do more than wait for another pull.
     working: u32,
@@ -130,9 +132,8 @@ pub struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     pub fn new(tools: Tools, files: &'a mut Vec<Wanted>) -> Self {
-        let (mut queue, mut at_of) = (Queue::default(), HashMap::new());
+        let mut queue = Queue::default();
         for (at, file) in files.iter().enumerate().filter(|(_, file)| file.have.is_none()) {
-            at_of.insert(file.id.clone(), at);
             if file.object.size <= SMALL_LEN_MAX { queue.add_small(at) } else { queue.add_large(at, file.object.size) }
         }
         let (sinks, transfers) = (files.iter().map(|_| None).collect(), vec![0; files.len()]);
@@ -145,7 +146,7 @@ impl<'a> Transfer<'a> {
             changed: Vec::new(),
             queue,
             parts: Vec::new(),
-            at_of,
+            at_of: OnceCell::new(),
             tasks: JoinSet::new(),
             working: 0,
             failure: None,
@@ -233,7 +234,8 @@ impl<'a> Transfer<'a> {
     /// Looks at what readers wait for, and moves it to the head.
     fn urge(&mut self) {
         for (id, chunks) in self.tools.arrivals.wanted() {
-            let Some(&at) = self.at_of.get(&id) else { continue };
+            let all = || self.files.iter().enumerate().map(|(at, file)| (file.id.clone(), at)).collect();
+            let Some(&at) = self.at_of.get_or_init(all).get(&id) else { continue };
             if self.files[at].have.is_some() {
                 continue;
             }
@@ -368,7 +370,7 @@ impl<'a> Transfer<'a> {
             // No MD5 after all: the next transfer is checked by our own digest alone.
             self.files[at].object.claims.checksums.retain(|sum| *sum != expected);
         } else if self.transfers[at] >= TRANSFERS_MAX {
-            let uri = self.files[at].id.uri.clone();
+            let uri = self.files[at].id.uri.to_string();
             let attempts = self.transfers[at];
             return self.fail(Error::Integrity { uri, expected: expected.to_string(), got: got.value(), attempts });
         }

@@ -18,8 +18,10 @@ use crate::store::{self, SourceRecord};
 
 /// The directory of links.
 const SOURCES: &str = "sources";
-/// Models whose directories are kept in memory; beyond it they are read again.
+/// Models whose directories are kept in memory, and names in all of them; beyond it they are read
+/// again. A name takes some 100 bytes.
 const MODELS_MAX: usize = 512;
+const NAMES_MAX: usize = 250_000;
 /// Inodes that are remembered; beyond it they are found again.
 const NODES_MAX: usize = 500_000;
 /// How old the links may be.
@@ -93,6 +95,14 @@ enum Model {
 }
 
 impl Model {
+    /// How many names it has.
+    fn name_count(&self) -> usize {
+        match self {
+            Self::Whole(whole) => whole.directories.values().map(Vec::len).sum(),
+            Self::Arriving { directories, .. } => directories.values().map(BTreeMap::len).sum(),
+        }
+    }
+
     /// What its readers wait for, where they do.
     fn record(&self) -> Option<Arc<SourceRecord>> {
         match self {
@@ -213,8 +223,8 @@ impl Tree {
                     Entry { name: SOURCES.into(), node: Node::Sources("".into()), lasts: Lasts::Forever },
                 ];
                 let view = self.cache.store().view();
-                let manifests = view.kept()?.into_iter().filter_map(|kept| kept.manifest);
-                let digests: std::collections::BTreeSet<Digest> = manifests.collect();
+                let mut digests: std::collections::BTreeSet<Digest> = std::collections::BTreeSet::new();
+                view.each_kept(&mut |kept| digests.extend(kept.manifest))?;
                 entries.extend(digests.into_iter().filter(|digest| view.tree(digest).is_dir()).map(|digest| {
                     let node = Node::Directory { key: Key::Whole(digest), path: "".into() };
                     Entry { name: digest.to_string().into(), node, lasts: Lasts::Moment }
@@ -331,7 +341,8 @@ impl Tree {
         };
         let model = Arc::new(model);
         let mut models = lock(&self.models);
-        if models.len() >= MODELS_MAX {
+        let names = models.values().map(|model| model.name_count()).sum::<usize>() + model.name_count();
+        if models.len() >= MODELS_MAX || names > NAMES_MAX {
             models.clear();
         }
         // It may have gone, or changed, while it was read: then the next look must see that.
@@ -370,20 +381,19 @@ impl Tree {
 
     fn listings(&self) -> Result<Vec<Digest>, store::Error> {
         let view = self.cache.store().view();
-        let records = view.kept()?.into_iter().filter_map(|kept| kept.record);
-        let unfinished = records.filter(|record| record.manifest.is_none()).map(|record| record.listing());
-        let all: std::collections::BTreeSet<Digest> = view.listings()?.into_iter().chain(unfinished).collect();
+        let mut all: std::collections::BTreeSet<Digest> = view.listings()?.into_iter().collect();
+        view.each_source(&mut |record, _| all.extend(record.manifest.is_none().then(|| record.listing())))?;
         Ok(all.into_iter().collect())
     }
 
-    /// Everything that is or was listed and may still be read by that name.
-    fn records(&self) -> Result<Vec<SourceRecord>, store::Error> {
+    /// Hears everything that is or was listed and may still be read by that name, one at a time.
+    fn each_record(&self, each: &mut dyn FnMut(SourceRecord)) -> Result<(), store::Error> {
         let view = self.cache.store().view();
-        let mut records: Vec<SourceRecord> = view.kept()?.into_iter().filter_map(|kept| kept.record).collect();
+        view.each_source(&mut |record, _| each(record))?;
         for listing in view.listings()? {
-            records.extend(view.listing(&listing)?);
+            view.listing(&listing)?.map(&mut *each);
         }
-        Ok(records)
+        Ok(())
     }
 
     fn links(&self) -> Result<Arc<Links>, store::Error> {
@@ -392,14 +402,14 @@ impl Tree {
             return Ok(Arc::clone(links));
         }
         let mut fresh = Links::default();
-        for record in self.cache.store().view().kept()?.into_iter().filter_map(|kept| kept.record) {
+        self.cache.store().view().each_source(&mut |record, _| {
             let selection = (!record.include.is_empty() || !record.exclude.is_empty()).then(|| record.id());
             let target = match record.manifest {
                 Some(digest) => digest.to_string(),
                 None => format!("{ARRIVING}/{}", record.listing()),
             };
             fresh.add(&record.source, selection.as_deref(), &target);
-        }
+        })?;
         let fresh = Arc::new(fresh);
         *links = Some((Instant::now(), Arc::clone(&fresh)));
         Ok(fresh)
@@ -413,7 +423,7 @@ impl Tree {
         }
         let mut open = vec![Node::Root];
         let mut seen = 0;
-        for record in self.records().unwrap_or_default() {
+        let walked_all = self.each_record(&mut |record| {
             let listing = record.listing();
             let directory = Node::Directory { key: Key::Arriving(listing), path: "".into() };
             self.remember(&directory);
@@ -423,6 +433,9 @@ impl Tree {
                 self.remember(&Node::Partial { listing, file: Arc::new(record.object(file)) });
                 seen += 1;
             }
+        });
+        if let Err(error) = walked_all {
+            tracing::debug!(%error, "not all inodes were found again");
         }
         while let Some(directory) = open.pop() {
             for entry in self.list(&directory).unwrap_or_default() {

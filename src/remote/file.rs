@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::objects::OBJECT_COUNT_MAX;
+use super::objects::Bounds;
 use super::{Body, Error, Listing, Remote};
 use crate::domain::{Claims, ModelPath, Object, Source, Version, check_paths};
 use crate::lanes::Lane;
@@ -48,7 +48,7 @@ impl Files {
             listing.objects.push(self.object(&self.root, &name, &metadata)?);
             return Ok(listing);
         }
-        self.directory(&self.root, "", 0, &mut listing)?;
+        self.directory(&self.root, "", 0, &mut listing, &mut Bounds::default())?;
         if listing.objects.is_empty() {
             return Err(Error::NotFound { uri: self.source.to_string(), detail: "the directory holds no file".into() });
         }
@@ -59,7 +59,14 @@ impl Files {
 
     /// Links to files are followed (Hugging Face caches are made of them), links to directories
     /// are not: they could lead out of the tree or in circles.
-    fn directory(&self, directory: &Path, prefix: &str, depth: usize, listing: &mut Listing) -> Result<(), Error> {
+    fn directory(
+        &self,
+        directory: &Path,
+        prefix: &str,
+        depth: usize,
+        listing: &mut Listing,
+        bounds: &mut Bounds,
+    ) -> Result<(), Error> {
         let too_much = |detail: &str| Error::Settings { uri: self.source.to_string(), detail: detail.to_owned() };
         if depth > DEPTH_MAX {
             return Err(too_much("directories are nested too deeply"));
@@ -79,15 +86,14 @@ impl Files {
             let relative = format!("{prefix}{name}");
             let kind = entry.file_type().map_err(|e| error(&path, &e))?;
             if kind.is_dir() {
-                self.directory(&path, &format!("{relative}/"), depth + 1, listing)?;
+                self.directory(&path, &format!("{relative}/"), depth + 1, listing, bounds)?;
                 continue;
             }
             let Some(metadata) = metadata_if_there(&path)? else { continue };
             if metadata.is_file() {
-                listing.objects.push(self.object(&path, &relative, &metadata)?);
-            }
-            if listing.objects.len() > OBJECT_COUNT_MAX {
-                return Err(too_much("too many files for a model"));
+                let object = self.object(&path, &relative, &metadata)?;
+                bounds.add(&self.source, &object.key, &object.version)?;
+                listing.objects.push(object);
             }
         }
         Ok(())
@@ -118,13 +124,8 @@ fn metadata_if_there(path: &Path) -> Result<Option<Metadata>, Error> {
 
 /// A file has no ETag; inode, change of content and size together do.
 fn version(metadata: &Metadata) -> Version {
-    Version::Etag(format!(
-        "\"{:x}-{:x}.{:x}-{:x}\"",
-        metadata.ino(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.len()
-    ))
+    let (inode, seconds, nanoseconds) = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+    Version::Etag(format!("\"{inode:x}-{seconds:x}.{nanoseconds:x}-{:x}\"", metadata.len()).into())
 }
 
 fn error(path: &Path, error: &io::Error) -> Error {
@@ -216,11 +217,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let source = Source::parse(&format!("file://{}/", directory.path().display())).expect("a source");
         let files = Files { root: directory.path().to_owned(), ..Files::open(&source) };
-        let mut listing = Listing::default();
+        let (mut listing, mut bounds) = (Listing::default(), Bounds::default());
         let gone = directory.path().join("gone");
         assert!(metadata_if_there(&gone).expect("no error").is_none());
-        files.directory(&gone, "gone/", 1, &mut listing).expect("removed meanwhile");
-        assert!(files.directory(&gone, "", 0, &mut listing).is_err(), "the source itself");
+        files.directory(&gone, "gone/", 1, &mut listing, &mut bounds).expect("removed meanwhile");
+        assert!(files.directory(&gone, "", 0, &mut listing, &mut bounds).is_err(), "the source itself");
         assert!(listing.objects.is_empty());
         std::os::unix::fs::symlink("nowhere", &gone).expect("a link");
         assert!(matches!(files.walk(), Err(Error::NotFound { .. })));

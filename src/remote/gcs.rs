@@ -18,7 +18,7 @@ use http::Method;
 use serde::Deserialize;
 
 use super::keys::{Keys, Kind};
-use super::objects::{self, Entry, OBJECT_COUNT_MAX};
+use super::objects::{self, Bounds, Entry};
 use super::transport::{self, ANSWER_TIMEOUT, Refused};
 use super::{Body, Error, Listing, Options, Remote};
 use crate::domain::{Checksum, Claims, Object, Source, Version};
@@ -167,7 +167,7 @@ fn entry(uri: &str, item: Item) -> Result<Entry, Error> {
 impl Remote for Gcs {
     async fn list(&self) -> Result<Listing, Error> {
         let uri = self.source.to_string();
-        let mut entries = Vec::new();
+        let (mut entries, mut bounds) = (Vec::new(), Bounds::default());
         let mut token: Option<String> = None;
         let mut empty_pages = 0;
         loop {
@@ -178,11 +178,9 @@ impl Remote for Gcs {
                 return Err(Error::BadAnswer { uri, detail });
             }
             for item in page.items {
-                entries.push(entry(&uri, item)?);
-            }
-            if entries.len() > OBJECT_COUNT_MAX {
-                let detail = format!("more than {OBJECT_COUNT_MAX} objects match: a model has fewer, check the prefix");
-                return Err(Error::Settings { uri, detail });
+                let entry = entry(&uri, item)?;
+                bounds.add(&self.source, &entry.key, &entry.version)?;
+                entries.push(entry);
             }
             match page.next.filter(|next| !next.is_empty()) {
                 None => break,

@@ -4,7 +4,46 @@ use super::{Error, Listing};
 use crate::domain::{Claims, ModelPath, Object, Source, Version, check_paths};
 
 /// A model has at most this many files; a listing that goes on is not one of a model.
-pub(super) const OBJECT_COUNT_MAX: usize = 100_000;
+const OBJECT_COUNT_MAX: usize = 100_000;
+/// Bytes of all keys and versions of a listing: they are kept several times over, in memory and on
+/// disk. 100,000 files have 335 each.
+const LISTING_LEN_MAX: usize = 32 << 20;
+/// Bytes of an ETag. Real ones have about 40; one is in each request and in each line that is kept.
+pub(super) const ETAG_LEN_MAX: usize = 1024;
+
+/// What a listing comes to, counted as its pages arrive.
+#[derive(Debug, Default)]
+pub(super) struct Bounds {
+    objects: usize,
+    bytes: usize,
+}
+
+impl Bounds {
+    /// Counts one object.
+    ///
+    /// # Errors
+    /// Where the listing is larger than that of any model, or the version longer than any.
+    pub fn add(&mut self, source: &Source, key: &str, version: &Version) -> Result<(), Error> {
+        let etag_len = if let Version::Etag(etag) = version { etag.len() } else { 0 };
+        if etag_len > ETAG_LEN_MAX {
+            let key: String = key.chars().take(120).collect();
+            let detail =
+                format!("the object `{key}` has an ETag of {etag_len} bytes: at most {ETAG_LEN_MAX} are taken");
+            return Err(Error::BadAnswer { uri: source.to_string(), detail });
+        }
+        self.objects += 1;
+        self.bytes += key.len() + etag_len;
+        let most = if self.objects > OBJECT_COUNT_MAX {
+            format!("{OBJECT_COUNT_MAX} objects")
+        } else if self.bytes > LISTING_LEN_MAX {
+            format!("{} MiB of keys", LISTING_LEN_MAX >> 20)
+        } else {
+            return Ok(());
+        };
+        let detail = format!("more than {most} match: a model has fewer, check the prefix");
+        Err(Error::Settings { uri: source.to_string(), detail })
+    }
+}
 
 /// One entry of a listing, as the origin gives it.
 #[derive(Debug, Clone)]
@@ -82,6 +121,24 @@ mod tests {
         assert_eq!(paths("s3://b/m", &keys).expect("lists"), ["a", "s/b"]);
         assert_eq!(paths("s3://b/m/a", &[("m/a", 1), ("m/ab", 1)]).expect("lists"), ["a"]);
         assert_eq!(paths("s3://b", &keys[1..2]).expect("lists"), ["m/a"]);
+    }
+
+    #[test]
+    fn a_listing_is_bounded_by_objects_and_by_bytes() {
+        let source = Source::parse("s3://b/m/").expect("uri");
+        let fits = |key: &str, count: usize| {
+            let mut bounds = Bounds::default();
+            (0..count).try_for_each(|_| bounds.add(&source, key, &Version::Generation(1)))
+        };
+        assert!(fits("k", OBJECT_COUNT_MAX).is_ok());
+        let told = fits("k", OBJECT_COUNT_MAX + 1).expect_err("too many").to_string();
+        assert!(told.contains("more than 100000 objects match"), "{told}");
+        let key = "k".repeat(1024);
+        assert!(fits(&key, LISTING_LEN_MAX / 1024).is_ok());
+        let told = fits(&key, LISTING_LEN_MAX / 1024 + 1).expect_err("too long").to_string();
+        assert!(told.contains("more than 32 MiB of keys match"), "{told}");
+        let version = Version::Etag("e".repeat(ETAG_LEN_MAX + 1).into());
+        assert!(Bounds::default().add(&source, "k", &version).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{HeaderMap, Method, StatusCode, header};
 
+use super::objects::ETAG_LEN_MAX;
 use super::transport::{self, ANSWER_TIMEOUT, Refused};
 use super::{Body, Error, Listing, Remote};
 use crate::domain::{Claims, ModelPath, Object, Scheme, Source, Version};
@@ -114,7 +115,7 @@ impl Remote for Web {
         headers.insert(header::RANGE, value(format!("bytes={}-{}", range.start, range.end - 1))?);
         match &object.version {
             Version::Etag(etag) => {
-                headers.insert(header::IF_MATCH, value(etag.clone())?);
+                headers.insert(header::IF_MATCH, value(etag.to_string())?);
             }
             Version::Modified(at) => {
                 headers.insert(header::IF_UNMODIFIED_SINCE, value(http_date(*at))?);
@@ -188,8 +189,8 @@ fn version(headers: &HeaderMap) -> Option<Version> {
 /// Weak tags may not be used with ranges, and an empty one says nothing.
 fn strong_etag(headers: &HeaderMap) -> Option<Version> {
     let etag = headers.get(header::ETAG)?.to_str().ok()?;
-    let says = !etag.starts_with("W/") && !etag.trim_matches('"').is_empty();
-    says.then(|| Version::Etag(etag.to_owned()))
+    let says = !etag.starts_with("W/") && !etag.trim_matches('"').is_empty() && etag.len() <= ETAG_LEN_MAX;
+    says.then(|| Version::Etag(etag.into()))
 }
 
 fn last_modified(headers: &HeaderMap) -> Option<Version> {

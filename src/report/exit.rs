@@ -2,6 +2,7 @@
 
 use crate::domain::{DigestError, SourceError};
 use crate::fetch::Shortage;
+use crate::store::Amount;
 use crate::{fetch, remote, store};
 
 /// Shown by `--help`, copied in the README.
@@ -137,12 +138,22 @@ impl From<store::Error> for Failure {
         match error {
             E::Busy { .. } => Self::hinted(Exit::Busy, message, "wait for it, or name another store with --store"),
             E::Foreign { .. } => Self::hinted(Exit::Usage, message, "name an empty directory"),
+            E::TooLong { .. } => Self::hinted(
+                Exit::Usage,
+                message,
+                "ask for a narrower prefix or for fewer of its files, or give the objects shorter keys",
+            ),
             E::Damaged { .. } => Self::hinted(Exit::Integrity, message, "`larder verify --repair` fetches it again"),
             E::Absent(_) => Self::hinted(Exit::NotFound, message, "`larder ls` shows what is here"),
             E::Full { .. } => Self::hinted(
                 Exit::Disk,
                 message,
                 "make room there (`larder rm` deletes what `larder ls` shows), or use another disk with --store",
+            ),
+            E::NoInodes { .. } => Self::hinted(
+                Exit::Disk,
+                message,
+                "`df -i` shows them: delete files there (`larder rm` deletes what `larder ls` shows), or use a file system with more of them with --store",
             ),
             E::Io { .. } if full => {
                 Self::hinted(Exit::Disk, message, "make room: what has arrived stays, the next call goes on from there")
@@ -177,23 +188,32 @@ impl From<fetch::Error> for Failure {
 
 fn no_room(shortage: &Shortage) -> Failure {
     use super::text::bytes;
-    let Shortage { path, needed, free, high_watermark, evictable, pinned, leased } = shortage;
-    let below = high_watermark.map_or_else(String::new, |percent| format!(" below the high watermark of {percent} %"));
-    let others = evictable.map_or_else(String::new, |evictable| {
-        let (evictable, pinned, leased) = (bytes(evictable), bytes(*pinned), bytes(*leased));
-        format!(", {evictable} evictable, {pinned} pinned, {leased} in use")
-    });
-    let message = format!(
-        "not enough room in `{}`: {} needed, {} free{below}{others}",
-        path.display(),
-        bytes(*needed),
-        bytes(*free)
-    );
+    let of_bytes = |amount: Amount| bytes(amount.bytes);
+    let of_inodes = |amount: Amount| amount.inodes.to_string();
+    let mut lacks = Vec::new();
+    if shortage.needed.bytes > shortage.free.bytes {
+        lacks.push(lack("room", shortage, shortage.high_watermarks.map(|(bytes, _)| bytes), of_bytes));
+    }
+    // Also where neither alone says why.
+    if shortage.needed.inodes > shortage.free.inodes || lacks.is_empty() {
+        lacks.push(lack("inodes", shortage, shortage.high_watermarks.map(|(_, inodes)| inodes), of_inodes));
+    }
     Failure::hinted(
         Exit::Disk,
-        message,
+        lacks.join("; "),
         "`larder status` shows who uses and who pinned what; unpin or remove models, or give the store a larger disk",
     )
+}
+
+/// One thing that there is not enough of.
+fn lack(what: &str, shortage: &Shortage, high: Option<u8>, amount: impl Fn(Amount) -> String) -> String {
+    let Shortage { path, needed, free, evictable, pinned, leased, .. } = shortage;
+    let below = high.map_or_else(String::new, |percent| format!(" below the high watermark of {percent} %"));
+    let others = evictable.map_or_else(String::new, |evictable| {
+        format!(", {} evictable, {} pinned, {} in use", amount(evictable), amount(*pinned), amount(*leased))
+    });
+    let (needed, free) = (amount(*needed), amount(*free));
+    format!("not enough {what} in `{}`: {needed} needed, {free} free{below}{others}", path.display())
 }
 
 #[cfg(test)]
@@ -215,5 +235,26 @@ mod tests {
         130: interrupted
         what has arrived stays: the same command goes on from there
         ");
+    }
+
+    #[test]
+    fn a_refusal_names_what_there_is_not_enough_of() {
+        let shortage = |needed, free| Shortage {
+            path: "/data".into(),
+            needed,
+            free,
+            high_watermarks: Some((80, 90)),
+            evictable: Some(Amount::new(2 << 30, 10)),
+            pinned: Amount::new(1 << 30, 1200),
+            leased: Amount::new(0, 3),
+        };
+        let of = |needed, free| told(&fetch::Error::NoRoom(Box::new(shortage(needed, free))).into());
+        insta::assert_snapshot!(of(Amount::new(5, 60_000), Amount::new(9 << 30, 12)), @"
+        74: not enough inodes in `/data`: 60000 needed, 12 free below the high watermark of 90 %, 10 evictable, 1200 pinned, 3 in use
+        `larder status` shows who uses and who pinned what; unpin or remove models, or give the store a larger disk
+        ");
+        let both = of(Amount::new(4 << 30, 5), Amount::new(1 << 30, 0));
+        assert!(both.contains("not enough room in `/data`: 4.0 GiB needed, 1.0 GiB free"), "{both}");
+        assert!(both.contains("; not enough inodes in `/data`: 5 needed, 0 free"), "{both}");
     }
 }

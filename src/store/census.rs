@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, SourceRecord, Store, damage, fsx, models, partial, sealed};
-use crate::domain::Digest;
+use super::{Amount, Error, Layout, SourceRecord, Store, damage, fsx, models, partial, sealed};
+use crate::domain::{Digest, Grid};
 
 /// What a model or an unfinished source keeps alive.
 #[derive(Debug, Clone)]
@@ -22,8 +22,10 @@ pub struct Entry {
     pub lacking: Vec<Digest>,
     /// What those records name, as listings.
     pub listings: Vec<Digest>,
-    /// Partials that it waits for.
+    /// Partials that it waits for and that are begun.
     pub partials: Vec<String>,
+    /// Its documents and the directories of its tree.
+    pub inodes: u64,
 }
 
 /// A blob being filled, or left half-way.
@@ -42,15 +44,15 @@ pub struct PartialEntry {
 pub struct Census {
     /// Models and unfinished sources.
     pub entries: Vec<Entry>,
-    /// Bytes on disk of every blob that an entry has or somebody holds.
-    pub blobs: HashMap<Digest, u64>,
+    /// What every blob that an entry has or somebody holds takes on disk.
+    pub blobs: HashMap<Digest, Amount>,
     /// Blobs that a pull holds: they stay, whatever else has them.
     pub held: Vec<Digest>,
     /// Blobs being filled, or left half-way.
     pub partials: Vec<PartialEntry>,
-    /// Bytes of blobs that nothing names and nobody holds, and of copies that are known to be wrong:
-    /// the next removal takes them along.
-    pub strays: u64,
+    /// What blobs take that nothing names and nobody holds, and copies that are known to be wrong: the
+    /// next removal takes them along.
+    pub strays: Amount,
 }
 
 impl Census {
@@ -60,12 +62,27 @@ impl Census {
         self.entries.iter().flat_map(|entry| &entry.lacking).copied().collect()
     }
 
-    /// Bytes of blobs and partials.
+    /// What all of it takes.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        let partials = self.partials.iter().map(|partial| partial.bytes);
-        self.blobs.values().copied().chain(partials).chain([self.strays]).fold(0, u64::saturating_add)
+    pub fn amount(&self) -> Amount {
+        let partials = self.partials.iter().map(PartialEntry::amount);
+        let entries = self.entries.iter().map(|entry| Amount::new(0, entry.inodes));
+        self.blobs.values().copied().chain(partials).chain(entries).chain([self.strays]).sum()
     }
+}
+
+impl PartialEntry {
+    /// What it takes: its bytes, and its journal.
+    #[must_use]
+    pub const fn amount(&self) -> Amount {
+        Amount::new(self.bytes, 2)
+    }
+}
+
+/// What a sealed blob takes: its bytes, and their values where it has more than one chunk.
+fn amount(metadata: &std::fs::Metadata) -> Amount {
+    let has_values = Grid::of_size(metadata.len()).chunk_count() > 1;
+    Amount::new(metadata.blocks() * 512, 1 + u64::from(has_values))
 }
 
 /// The records that name a model, as in [`Entry`], their listings, and the blobs that a removal
@@ -76,53 +93,55 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
     let layout = store.layout();
     let mut census = Census { partials: partials(layout)?, ..Census::default() };
     let mut of_manifest: HashMap<Digest, Named> = HashMap::new();
-    let mut unfinished: Vec<(SourceRecord, SystemTime)> = Vec::new();
-    for (record, used) in models::read_sources(layout, &mut Vec::new())? {
-        match record.manifest {
-            Some(digest) => {
-                let (sources, listings, blobs) = of_manifest.entry(digest).or_default();
-                listings.push(record.listing());
-                blobs.extend(record.files.iter().filter_map(|file| file.digest));
-                sources.push((record.id(), record.source, used));
-            }
-            None => unfinished.push((record, used)),
+    let mut unfinished: Vec<Entry> = Vec::new();
+    let begun: HashSet<String> = census.partials.iter().map(|partial| partial.file_id.clone()).collect();
+    store.view().each_source(&mut |record, used| match record.manifest {
+        Some(digest) => {
+            let (sources, listings, blobs) = of_manifest.entry(digest).or_default();
+            listings.push(record.listing());
+            blobs.extend(record.files.iter().filter_map(|file| file.digest));
+            sources.push((record.id(), record.source, used));
         }
-    }
+        None => {
+            let sources = vec![(record.id(), record.source.clone(), used)];
+            unfinished.push(incomplete(store, &begun, &record, record.listing(), sources));
+        }
+    })?;
     let all: HashSet<Digest> = models::all_manifests(layout)?.into_iter().chain(of_manifest.keys().copied()).collect();
     for digest in all {
         // One that cannot be read keeps what its records name; what shows that is `verify`.
-        let files =
-            models::read_manifest(layout, &digest).map(|manifest| manifest.files().to_vec()).unwrap_or_default();
+        let manifest = models::read_manifest(layout, &digest).ok();
+        let files = manifest.as_ref().map_or(&[][..], |manifest| manifest.files());
         let (sources, listings, mut blobs) = of_manifest.remove(&digest).unwrap_or_default();
-        blobs.extend(files.into_iter().map(|file| file.digest));
+        blobs.extend(files.iter().map(|file| file.digest));
         let blobs = blobs.into_iter().collect();
-        let entry =
-            Entry { manifest: Some(digest), sources, blobs, lacking: Vec::new(), listings, partials: Vec::new() };
-        census.add(layout, entry);
+        let directories = models::directory_count(files.iter().map(|file| &file.path));
+        let inodes = 1 + sources.len() as u64 + directories;
+        let (lacking, partials) = (Vec::new(), Vec::new());
+        census.add(layout, Entry { manifest: Some(digest), sources, blobs, lacking, listings, partials, inodes });
     }
-    for (record, used) in unfinished {
-        let sources = vec![(record.id(), record.source.clone(), used)];
-        census.add(layout, incomplete(store, &record, record.listing(), sources));
+    for entry in unfinished {
+        census.add(layout, entry);
     }
     for listing in models::all_listings(layout)? {
         // What a source does not name any more, and somebody may still read.
         if census.entries.iter().any(|entry| entry.listings.contains(&listing)) {
             continue;
         }
-        let Some(record) = models::read_listing(layout, &listing)? else { continue };
-        census.add(layout, incomplete(store, &record, listing, Vec::new()));
+        let Some(record) = store.view().listing(&listing)? else { continue };
+        census.add(layout, incomplete(store, &begun, &record, listing, Vec::new()));
     }
     for (digest, _) in damage::all(layout)? {
         let condemned = sealed::condemned(layout, &digest);
-        census.strays += condemned.iter().map(|(_, metadata)| metadata.blocks() * 512).sum::<u64>();
+        census.strays += condemned.iter().map(|(_, metadata)| amount(metadata)).sum();
     }
     for digest in sealed::all(layout)? {
-        let bytes = || sealed::metadata(layout, &digest).map_or(0, |metadata| metadata.blocks() * 512);
+        let taken = || sealed::metadata(layout, &digest).as_ref().map(amount).unwrap_or_default();
         if store.holds.is_held(&digest) {
             census.held.push(digest);
-            census.blobs.entry(digest).or_insert_with(bytes);
+            census.blobs.entry(digest).or_insert_with(taken);
         } else if !census.blobs.contains_key(&digest) {
-            census.strays += bytes();
+            census.strays += taken();
         }
     }
     Ok(census)
@@ -131,17 +150,23 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
 /// What a record keeps alive that is no model yet: what has come of it, and what is on its way.
 fn incomplete(
     store: &Store,
+    begun: &HashSet<String>,
     record: &SourceRecord,
     listing: Digest,
     sources: Vec<(String, String, SystemTime)>,
 ) -> Entry {
+    let mut partials = Vec::new();
+    if !begun.is_empty() {
+        partials.extend(record.files.iter().map(|file| record.object(file).file_id()).filter(|id| begun.contains(id)));
+    }
     Entry {
         manifest: None,
         sources,
         blobs: store.blobs_known(record).into_iter().collect(),
         lacking: Vec::new(),
         listings: vec![listing],
-        partials: record.files.iter().map(|file| record.object(file).file_id()).collect(),
+        partials,
+        inodes: 1,
     }
 }
 
@@ -152,7 +177,7 @@ impl Census {
                 return true;
             }
             sealed::metadata(layout, digest).is_some_and(|metadata| {
-                self.blobs.insert(*digest, metadata.blocks() * 512);
+                self.blobs.insert(*digest, amount(&metadata));
                 true
             })
         };
@@ -189,7 +214,7 @@ pub(super) fn drop_partial(layout: &Layout, file_id: &str) -> Result<(), Error> 
 #[cfg(test)]
 mod tests {
     use crate::domain::{Claims, ModelPath, Version};
-    use crate::store::{ObjectId, SourceFile, SourceRecord, Store};
+    use crate::store::{Amount, ObjectId, SourceFile, SourceRecord, Store};
 
     /// Counted as strays, they were evicted again and again: a removal keeps them.
     #[test]
@@ -214,7 +239,7 @@ mod tests {
         store.announce(&record).expect("announced");
         assert_eq!(store.forget(&[], &[]).expect("nothing to forget"), 0);
         let census = store.census().expect("counted");
-        assert_eq!(census.strays, 0);
+        assert_eq!(census.strays, Amount::default());
         assert_eq!(census.entries[0].blobs, [digest]);
     }
 }

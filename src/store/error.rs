@@ -46,6 +46,28 @@ pub enum Error {
         /// Bytes an unprivileged user may still write there, less what larder leaves to others.
         free: u64,
     },
+    /// There are not enough inodes for what is to come.
+    #[error("not enough inodes in `{path}`: {needed} needed, {free} free", path = path.display())]
+    NoInodes {
+        /// The store's directory.
+        path: PathBuf,
+        /// Files and directories that would have to be made.
+        needed: u64,
+        /// Of these, how many an unprivileged user may still make, less what larder leaves to others.
+        free: u64,
+    },
+    /// What a source names is too much to be written down.
+    #[error(
+        "`{source_uri}` names {files} files: what has to be written down of them would be longer than {len_max} bytes, and could not be read back"
+    )]
+    TooLong {
+        /// The source.
+        source_uri: String,
+        /// How many files it names.
+        files: usize,
+        /// Bytes that are read back.
+        len_max: u64,
+    },
     /// Bytes on disk are not what their name says.
     #[error("blob {digest} is damaged on disk: {detail}")]
     Damaged {
@@ -64,7 +86,7 @@ impl Error {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Full { .. } => true,
+            Self::Full { .. } | Self::NoInodes { .. } => true,
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }

@@ -68,22 +68,24 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
 ///
 /// Not synced: a power cut may leave neither of them where the file system does not order the two
 /// (ext4 does). That costs a transfer or a listing, no truth. Where it would cost more, see
-/// [`replace_synced`].
+/// [`replace_by`].
 pub(super) fn replace(scratch: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_with(scratch, path, bytes, false)
+    replace_by(scratch, path, false, |file| file.write_all(bytes))
 }
 
-/// The same, and whatever happens one of the two survives. On ext4 a sync waits for everything
-/// that was written to the file system before it: never while a pull is waiting.
-pub(super) fn replace_synced(scratch: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_with(scratch, path, bytes, true)
-}
-
-fn replace_with(scratch: &Path, path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+/// The same for what `write` writes. With `sync`, whatever happens one of the two survives: on ext4 a
+/// sync waits for everything that was written to the file system before it, so never while a pull is
+/// waiting.
+pub(super) fn replace_by(
+    scratch: &Path,
+    path: &Path,
+    sync: bool,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = scratch_name(scratch);
     let result = (|| {
         let mut file = create_new(&temporary)?;
-        file.write_all(bytes)?;
+        write(&mut file)?;
         file.set_permissions(fs::Permissions::from_mode(0o644))?;
         if sync {
             file.sync_all()?;

@@ -58,7 +58,11 @@ impl Layout {
     /// Chunk values of sealed blobs that have more than one chunk.
     pub(super) fn values(&self, digest: &Digest) -> PathBuf {
         let name = digest.to_string();
-        self.root.join("values").join(&name[..2]).join(name)
+        self.all_values().join(&name[..2]).join(name)
+    }
+
+    pub(super) fn all_values(&self) -> PathBuf {
+        self.root.join("values")
     }
 
     /// Blobs sealed and not yet synced: one directory per boot.

@@ -10,10 +10,12 @@ mod catalog;
 mod census;
 mod damage;
 mod direct;
+mod document;
 mod error;
 mod export;
 mod fsx;
 mod hold;
+mod index;
 mod layout;
 mod lock;
 mod models;
@@ -25,6 +27,7 @@ mod recovery;
 mod sealed;
 mod space;
 mod trees;
+mod unreadable;
 mod view;
 mod writeback;
 
@@ -35,7 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Manifest, Object};
+use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Grid, Manifest, Object, Text};
 
 use boot::BootId;
 pub use catalog::{Equal, Known, ObjectId};
@@ -51,20 +54,25 @@ pub use notes::Shelf;
 pub use observer::Observer;
 pub use partial::{ChunkRecord, Left, Partial, Prefix};
 pub use recovery::Recovered;
-pub use space::Space;
-pub use view::{Kept, View};
+pub use space::{Amount, Inodes, Space};
+pub use unreadable::Unreadable;
+pub use view::{Kept, Presence, View};
 pub use writeback::{WriteBack, dirty_budget};
 
 /// Blobs older than this are on the disk by the kernel's own flusher (`dirty_expire_centisecs`
 /// is 30 s by default), so settling them costs little.
 const SETTLE_AGE: Duration = Duration::from_mins(1);
 
+/// Documents beside a model's blobs and directories: source, listing, manifest, the note of a volume
+/// and of a lease, and whichever of them is being replaced.
+const DOCUMENT_COUNT: u64 = 6;
+
 /// A store, owned.
 #[derive(Debug)]
 pub struct Store {
     view: View,
     _lock: lock::Lock,
-    catalog: Mutex<catalog::Catalog>,
+    catalog: Arc<Mutex<catalog::Catalog>>,
     holds: Arc<hold::Holds>,
     /// Taken to change which manifests there are: publishing and forgetting exclude each other,
     /// because what one names the other must not remove.
@@ -101,12 +109,14 @@ impl Store {
             fsx::create_directories(&directory).at("create", &directory)?;
         }
         let lock = lock::Lock::take(&layout, socket)?;
-        let mut recovered = recovery::recover(&layout)?;
+        let met = unreadable::Met::default();
+        let mut recovered = recovery::recover(&layout, &met)?;
         fsx::create_directories(&layout.fresh()).at("create", layout.fresh())?;
         let catalog = catalog::Catalog::open(&layout)?;
         recovered.catalog_lines_dropped = catalog.dropped();
-        let (catalog, holds, names) = (Mutex::new(catalog), Arc::default(), Mutex::default());
-        let (view, observer, heeded) = (View::new(layout), OnceLock::new(), Mutex::default());
+        let (catalog, holds, names) = (Arc::new(Mutex::new(catalog)), Arc::default(), Mutex::default());
+        let view = View::new(layout, met, Arc::clone(&catalog));
+        let (observer, heeded) = (OnceLock::new(), Mutex::default());
         let store = Self { view, _lock: lock, catalog, holds, names, observer, recovered, heeded };
         if let Err(error) = store.heed() {
             tracing::warn!(%error, "what is known to be damaged could not be taken out of every model's directory");
@@ -132,6 +142,12 @@ impl Store {
             recovery::rebuild_trees(self.layout(), recovered)?;
         }
         Ok(())
+    }
+
+    /// Whether any blob waits to be proven.
+    #[must_use]
+    pub fn has_unproven(&self) -> bool {
+        recovery::is_needed(self.layout())
     }
 
     /// Whether a blob that this source names waits to be proven.
@@ -213,7 +229,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
     pub fn keep_listing(&self, record: &SourceRecord) -> Result<Digest, Error> {
-        models::write_listing(self.layout(), record)
+        models::write_listing(self.layout(), self.view.met(), record)
     }
 
     /// Forgets a listing, if it is there.
@@ -254,27 +270,28 @@ impl Store {
     /// The digest of an object whose bytes are here, at exactly this version.
     #[must_use]
     pub fn known(&self, id: &ObjectId) -> Option<Known> {
-        let known = self.catalog().find(id).cloned()?;
-        self.view.has_blob(&known.digest).then_some(known)
+        let known = *self.catalog().index().find(id)?;
+        let index::Recorded { digest, checked, .. } = known;
+        self.view.has_blob(&digest).then(|| Known { id: id.clone(), digest, checked, stated_md5: None })
     }
 
     /// A blob that the origin's own checksums prove equal to `object`.
     #[must_use]
     pub fn equal(&self, id: &ObjectId, object: &Object) -> Option<Equal> {
-        let found = self.catalog().find_equal(id, object)?;
+        let found = self.catalog().index().find_equal(id, object)?;
         self.view.has_blob(&found.digest).then_some(found)
     }
 
     /// Whether something of this size was ever pulled.
     #[must_use]
     pub fn has_size(&self, size: u64) -> bool {
-        self.catalog().has_size(size)
+        self.catalog().index().has_size(size)
     }
 
     /// What the objects of a record are, as far as they were ever pulled.
     fn blobs_known(&self, record: &SourceRecord) -> HashSet<Digest> {
         let catalog = self.catalog();
-        let known = record.files.iter().filter_map(|file| Some(catalog.find(&record.object(file))?.digest));
+        let known = record.files.iter().filter_map(|file| Some(catalog.index().find(&record.object(file))?.digest));
         // Bytes found here by a proof are in the catalog under another object only.
         known.chain(record.files.iter().filter_map(|file| file.digest)).collect()
     }
@@ -284,7 +301,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn learn(&self, known: Known) -> Result<(), Error> {
-        self.catalog().append(self.layout(), known)
+        self.catalog().append(self.layout(), &known)
     }
 
     /// Opens, or starts, the partial of an object; new records hold CRCs of that kind.
@@ -345,14 +362,6 @@ impl Store {
         Ok(digest)
     }
 
-    /// Bytes larder may still write.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn available(&self) -> Result<u64, Error> {
-        space::available(self.layout().root())
-    }
-
     /// The file system the store is on.
     ///
     /// # Errors
@@ -361,13 +370,65 @@ impl Store {
         space::measure(self.layout().root())
     }
 
-    /// Bytes that pulling this object would still take from the file system: its size, less what
-    /// an earlier pull has allocated.
+    /// What pulling this object would still take from the file system: its size, less what an earlier
+    /// pull has allocated, and the files that it is made of meanwhile.
     #[must_use]
-    pub fn room_needed(&self, id: &ObjectId) -> u64 {
+    pub fn room_needed(&self, id: &ObjectId) -> Amount {
         use std::os::unix::fs::MetadataExt as _;
-        let allocated = self.layout().partial_bytes(&id.file_id()).metadata().map_or(0, |m| m.blocks() * 512);
-        id.size.saturating_sub(allocated)
+        if Grid::of_size(id.size).chunk_count() <= 1 {
+            // In memory until it is sealed.
+            return Amount::new(id.size, 1);
+        }
+        let file_id = id.file_id();
+        let bytes = self.layout().partial_bytes(&file_id).metadata().ok();
+        let allocated = bytes.as_ref().map_or(0, |m| m.blocks() * 512);
+        let journal = self.layout().partial_journal(&file_id).exists();
+        // Beside bytes and journal, the values once it is sealed.
+        let inodes = 1 + u64::from(bytes.is_none()) + u64::from(!journal);
+        Amount::new(id.size.saturating_sub(allocated), inodes)
+    }
+
+    /// What a model takes beside its blobs, of which `missing` are to come: directories and documents.
+    #[must_use]
+    pub fn room_needed_beside(&self, record: &SourceRecord, missing: u64) -> Amount {
+        if missing == 0 && models::is_announced_complete(self.layout(), &record.id()) {
+            // Most often all of it is here. Where it is not, it is a few links and one document.
+            return Amount::default();
+        }
+        // Blobs are spread over so many directories, which stay once they are made.
+        let spread = |directory: PathBuf| {
+            missing.min(256_u64.saturating_sub(fsx::names(&directory).map_or(0, |names| names.len() as u64)))
+        };
+        let made = spread(self.layout().blobs()) + spread(self.layout().all_values());
+        let directories = models::directory_count(record.files.iter().map(|file| &file.path));
+        Amount::new(0, directories + made + DOCUMENT_COUNT)
+    }
+
+    /// Refuses what could not be read back once it is written down whole.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`].
+    #[expect(clippy::unused_self, reason = "the bound is the store's")]
+    pub fn check_len(&self, source: &SourceRecord) -> Result<(), Error> {
+        models::check_len(source)
+    }
+
+    /// Removes documents whose bytes are wrong, and that some look has met. What they said is found
+    /// again: the source is listed anew, and what is here is known by its objects.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn drop_unreadable(&self) -> Result<(), Error> {
+        for path in self.view.met().to_remove() {
+            let _names = self.lock_names();
+            // Written anew since, if it can be read now.
+            if !models::is_readable(&path) {
+                fsx::remove_if_there(&path).at("remove", &path)?;
+                tracing::warn!(path = %path.display(), "removed: its bytes were wrong, and it is made again when its source is asked for");
+            }
+            self.view.met().removed(&path);
+        }
+        Ok(())
     }
 
     /// Writes down what a source names while it is still being pulled. A complete record of the
@@ -376,9 +437,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn announce(&self, source: &SourceRecord) -> Result<(), Error> {
-        let complete =
-            |kept: &Kept| kept.record.as_ref().is_some_and(|r| r.id() == source.id() && r.manifest.is_some());
-        if self.view.kept()?.iter().any(complete) {
+        if models::is_announced_complete(self.layout(), &source.id()) {
             return Ok(());
         }
         models::write_source(self.layout(), source)
@@ -646,25 +705,26 @@ impl Store {
         let names = self.lock_names();
         let mut uris = HashSet::new();
         let mut candidates: HashSet<Digest> = manifests.iter().copied().collect();
-        for kept in self.view.kept()? {
-            let Some(record) = kept.record else { continue };
+        let mut named: HashSet<Digest> = HashSet::new();
+        self.view.each_source(&mut |record, _| {
             if record_ids.contains(&record.id()) {
-                uris.extend(record.files.into_iter().map(|file| file.uri));
                 candidates.extend(record.manifest);
+                uris.extend(record.files.into_iter().map(|file| file.uri));
+            } else {
+                named.extend(record.manifest);
             }
-        }
+        })?;
         for id in record_ids {
             let path = self.layout().source(id);
             fsx::remove_if_there(&path).at("remove", &path)?;
         }
-        let named: HashSet<Digest> = self.view.kept()?.into_iter().filter_map(|kept| kept.record?.manifest).collect();
         for digest in candidates.difference(&named) {
             trees::remove(self.layout(), digest)?;
             let path = self.layout().manifest(digest);
             fsx::remove_if_there(&path).at("remove", &path)?;
             self.tell(|observer| observer.model_went(digest));
         }
-        self.remove_partials_of(&uris)?;
+        self.remove_partials_of(uris)?;
         let (freed, unnamed) = self.sweep()?;
         drop(names);
         // Deleting many gigabytes takes a while, and nobody has to wait for it.
@@ -674,14 +734,18 @@ impl Store {
         Ok(freed)
     }
 
-    fn remove_partials_of(&self, uris: &HashSet<String>) -> Result<(), Error> {
+    fn remove_partials_of(&self, mut uris: HashSet<Text>) -> Result<(), Error> {
         let partials = self.layout().partials();
-        let wanted: HashSet<String> =
-            self.view.kept()?.into_iter().filter_map(|k| k.record).flat_map(|r| r.files).map(|f| f.uri).collect();
+        // What another source still waits for stays.
+        self.view.each_source(&mut |record, _| {
+            for file in &record.files {
+                uris.remove(&file.uri);
+            }
+        })?;
         for name in fsx::names(&partials).at("list", &partials)? {
             let Some(file_id) = name.strip_suffix(".journal") else { continue };
             let uri = partial::uri_of(self.layout(), file_id);
-            if uri.is_some_and(|uri| uris.contains(&uri) && !wanted.contains(&uri)) {
+            if uri.is_some_and(|uri| uris.contains(&uri)) {
                 for path in [self.layout().partial_journal(file_id), self.layout().partial_bytes(file_id)] {
                     fsx::remove_if_there(&path).at("remove", &path)?;
                 }
@@ -694,27 +758,34 @@ impl Store {
     /// holds, and those of copies that are known to be wrong. Their bytes, and the files that are left to be deleted.
     fn sweep(&self) -> Result<(u64, Vec<PathBuf>), Error> {
         let mut named = HashSet::new();
+        let mut unknown = HashMap::new();
         for digest in models::all_manifests(self.layout())? {
             match models::read_manifest(self.layout(), &digest) {
                 Ok(manifest) => named.extend(manifest.files().iter().map(|file| file.digest)),
-                // What it names is not known now and may be wanted later: nothing goes.
-                Err(error @ Error::Io { .. }) => return Err(error),
+                Err(error @ Error::Io { .. }) => drop(unknown.insert(digest, error)),
                 Err(_) => {}
             }
         }
-        for record in self.view.kept()?.into_iter().filter_map(|kept| kept.record) {
+        self.view.each_source(&mut |record, _| {
+            if let Some(digest) = record.manifest {
+                unknown.remove(&digest);
+            }
             // What a damaged manifest named, its source's record still does.
             named.extend(record.files.iter().filter_map(|file| file.digest));
             if record.manifest.is_none() {
                 named.extend(self.blobs_known(&record));
             }
-        }
+        })?;
         for listing in models::all_listings(self.layout())? {
-            if let Some(record) = models::read_listing(self.layout(), &listing)? {
+            if let Some(record) = self.view.listing(&listing)? {
                 named.extend(self.blobs_known(&record));
             }
         }
-        let (mut freed, mut unnamed) = (0, Vec::new());
+        // What it names is not known now and may be wanted later: nothing goes.
+        if let Some(error) = unknown.into_values().next() {
+            return Err(error);
+        }
+        let (mut freed, mut unnamed, mut gone) = (0, Vec::new(), HashSet::new());
         for (digest, Mark { copy, .. }) in damage::all(self.layout())? {
             let (bytes, files) = sealed::unname_condemned(self.layout(), &digest)?;
             freed += bytes;
@@ -732,9 +803,11 @@ impl Store {
             if let Some(files) = self.holds.unless_held(&digest, || sealed::unname(self.layout(), &digest)) {
                 unnamed.extend(files?);
                 freed += len;
+                gone.insert(digest);
                 self.tell(|observer| observer.blob_went(&digest));
             }
         }
+        self.catalog().forget(&gone);
         Ok((freed, unnamed))
     }
 }

@@ -1,18 +1,20 @@
 //! Which source names which manifest. What a manifest becomes is in `trees`.
 
+use std::collections::HashSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, ObjectId, fsx, record};
-use crate::domain::{Checksum, Digest, Manifest, ModelPath, Version};
+use super::unreadable::{Met, Unreadable};
+use super::{Error, Layout, ObjectId, document, fsx};
+use crate::domain::{Checksum, Digest, Manifest, ModelPath, Text, Version};
 
-/// A source document or a manifest larger than this is not read: 100,000 files are about 40 MiB.
-const DOCUMENT_LEN_MAX: u64 = 128 << 20;
 const FORM: u32 = 1;
+/// What the digest and the checksum of a file add to a record in which they are still `null`.
+const LATER_LEN: u64 = 256;
 
 /// One file of a source, pinned to the version that was pulled.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -20,7 +22,7 @@ pub struct SourceFile {
     /// Where it goes in the model.
     pub path: ModelPath,
     /// The object.
-    pub uri: String,
+    pub uri: Text,
     /// Its version.
     pub version: Version,
     /// Bytes.
@@ -38,7 +40,7 @@ pub struct SourceRecord {
     /// The URI as the user gave it, canonical.
     pub source: String,
     /// Trust domain of the origin.
-    pub origin: String,
+    pub origin: Text,
     /// `--include` globs, in order.
     pub include: Vec<String>,
     /// `--exclude` globs, in order.
@@ -54,7 +56,7 @@ pub struct SourceRecord {
 impl SourceRecord {
     /// A record of a source just listed.
     #[must_use]
-    pub fn new(source: String, origin: String, include: Vec<String>, exclude: Vec<String>) -> Self {
+    pub fn new(source: String, origin: Text, include: Vec<String>, exclude: Vec<String>) -> Self {
         let listed_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         Self { larder_source: FORM, source, origin, include, exclude, manifest: None, listed_at, files: Vec::new() }
     }
@@ -99,63 +101,115 @@ impl SourceRecord {
     }
 }
 
+/// A record without its files.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Head {
+    larder_source: u32,
+    source: String,
+    origin: String,
+    include: Vec<String>,
+    exclude: Vec<String>,
+    manifest: Option<Digest>,
+    listed_at: u64,
+}
+
+/// A record that says it was listed at another time. Its fields are [`SourceRecord`]'s, in order.
+#[derive(Serialize)]
+struct ListedAt<'a> {
+    larder_source: u32,
+    source: &'a str,
+    origin: &'a str,
+    include: &'a [String],
+    exclude: &'a [String],
+    manifest: Option<Digest>,
+    listed_at: u64,
+    files: &'a [SourceFile],
+}
+
+/// Refuses a record that would be longer, once its files are here, than what is read back.
+pub(super) fn check_len(source: &SourceRecord) -> Result<(), Error> {
+    let missing = source.files.iter().filter(|file| file.digest.is_none()).count() as u64;
+    let len = document::measure(source).map_or(u64::MAX, |form| form.len);
+    if len.saturating_add(missing * LATER_LEN) <= document::LEN_MAX {
+        return Ok(());
+    }
+    Err(Error::TooLong { source_uri: source.source.clone(), files: source.files.len(), len_max: document::LEN_MAX })
+}
+
 /// Writes a record in place of an older one of the same source. One that says the same is only
 /// touched: a warm hit writes nothing.
 pub(super) fn write_source(layout: &Layout, source: &SourceRecord) -> Result<(), Error> {
     let path = layout.source(&source.id());
-    if let Ok(old) = read_source(&path)
-        && (SourceRecord { listed_at: source.listed_at, ..old }) == *source
-    {
-        touch_source(layout, &source.id());
-        return Ok(());
+    if let Ok((old, form)) = document::read::<Head>(&path) {
+        let SourceRecord { larder_source, source: uri, origin, include, exclude, manifest, files, .. } = source;
+        let (larder_source, manifest, listed_at) = (*larder_source, *manifest, old.listed_at);
+        let same = ListedAt { larder_source, source: uri, origin, include, exclude, manifest, listed_at, files };
+        if document::measure(&same).is_ok_and(|same| same == form) {
+            touch_source(layout, &source.id());
+            return Ok(());
+        }
     }
-    fsx::replace(&layout.scratch(), &path, &record::encode(source)).at("write", &path)
+    document::replace(&layout.scratch(), &path, source).at("write", &path)
 }
 
-/// Every readable record, with the time it was last used. Unreadable ones are named in `dropped`.
-pub(super) fn read_sources(
+/// Hears every readable record, one at a time, with the time it was last used. One that cannot be
+/// read is noted in `met`, and passed over.
+pub(super) fn each_source(
     layout: &Layout,
-    dropped: &mut Vec<PathBuf>,
-) -> Result<Vec<(SourceRecord, SystemTime)>, Error> {
+    met: &Met,
+    each: &mut dyn FnMut(SourceRecord, SystemTime),
+) -> Result<(), Error> {
     let directory = layout.sources();
-    let mut sources = Vec::new();
     for name in fsx::names(&directory).at("list", &directory)? {
         let path = directory.join(&name);
         match read_source(&path) {
             Ok(source) => {
                 let used = std::fs::metadata(&path).and_then(|m| m.modified()).unwrap_or(UNIX_EPOCH);
-                sources.push((source, used));
+                each(source, used);
             }
             // Removed between the listing and the read: by `larder rm` in another process.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => dropped.push(path),
-            Err(error) => return Err(error).at("read", path),
+            Err(error) => met.note(Unreadable::new(&path, &error)),
         }
     }
-    Ok(sources)
+    Ok(())
 }
 
 /// The record of that id, if there is one that can be read.
-pub(super) fn find_source(layout: &Layout, id: &str) -> Result<Option<SourceRecord>, Error> {
-    source_at(&layout.source(id))
+pub(super) fn find_source(layout: &Layout, met: &Met, id: &str) -> Option<SourceRecord> {
+    source_at(&layout.source(id), met)
+}
+
+/// Whether there is a record of that id, and what it names is complete.
+pub(super) fn is_announced_complete(layout: &Layout, id: &str) -> bool {
+    document::read::<Head>(&layout.source(id)).is_ok_and(|(head, _)| head.manifest.is_some())
 }
 
 /// The record in a document, if there is one that can be read.
-fn source_at(path: &Path) -> Result<Option<SourceRecord>, Error> {
+fn source_at(path: &Path, met: &Met) -> Option<SourceRecord> {
     match read_source(path) {
-        Ok(source) => Ok(Some(source)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
-        Err(error) => Err(error).at("read", path),
+        Ok(source) => Some(source),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                met.note(Unreadable::new(path, &error));
+            }
+            None
+        }
     }
 }
 
+/// Whether a document is a record that can be read.
+pub(super) fn is_readable(path: &Path) -> bool {
+    read_source(path).is_ok()
+}
+
 fn read_source(path: &Path) -> io::Result<SourceRecord> {
-    let text = fsx::read_bounded(path, DOCUMENT_LEN_MAX)?;
-    let line = text.strip_suffix(b"\n").unwrap_or(&text);
-    match record::decode::<SourceRecord>(line) {
-        Some(source) if source.larder_source == FORM => Ok(source),
-        _ => Err(io::ErrorKind::InvalidData.into()),
+    let (source, _) = document::read::<SourceRecord>(path)?;
+    if source.larder_source == FORM {
+        return Ok(source);
     }
+    let why = format!("its form {} is not known to this build", source.larder_source);
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
 /// Notes that a source was used now: the record's modification time.
@@ -166,18 +220,18 @@ pub(super) fn touch_source(layout: &Layout, id: &str) {
 }
 
 /// Writes down a listing, if it is not there.
-pub(super) fn write_listing(layout: &Layout, record: &SourceRecord) -> Result<Digest, Error> {
+pub(super) fn write_listing(layout: &Layout, met: &Met, record: &SourceRecord) -> Result<Digest, Error> {
     let id = record.listing();
     let path = layout.listing(&id);
-    if read_listing(layout, &id)?.is_none() {
-        fsx::replace(&layout.scratch(), &path, &record::encode(record)).at("write", &path)?;
+    if read_listing(layout, met, &id).is_none() {
+        document::replace(&layout.scratch(), &path, record).at("write", &path)?;
     }
     Ok(id)
 }
 
 /// The listing of that name, if it is there and is what its name says.
-pub(super) fn read_listing(layout: &Layout, id: &Digest) -> Result<Option<SourceRecord>, Error> {
-    Ok(source_at(&layout.listing(id))?.filter(|record| record.listing() == *id))
+pub(super) fn read_listing(layout: &Layout, met: &Met, id: &Digest) -> Option<SourceRecord> {
+    source_at(&layout.listing(id), met).filter(|record| record.listing() == *id)
 }
 
 /// The names of all listings.
@@ -191,8 +245,11 @@ pub(super) fn write_manifest(layout: &Layout, manifest: &Manifest) -> Result<(Di
     let digest = Digest::of(&bytes);
     let path = layout.manifest(&digest);
     // A manifest that rotted under its name is written anew.
-    let missing = fsx::read_bounded(&path, DOCUMENT_LEN_MAX).ok().as_ref() != Some(&bytes);
+    let missing = fsx::read_bounded(&path, document::LEN_MAX).ok().as_ref() != Some(&bytes);
     if missing {
+        if bytes.len() as u64 > document::LEN_MAX {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge)).at("write", &path);
+        }
         fsx::replace(&layout.scratch(), &path, &bytes).at("write", &path)?;
     }
     Ok((digest, missing))
@@ -201,8 +258,11 @@ pub(super) fn write_manifest(layout: &Layout, manifest: &Manifest) -> Result<(Di
 /// Reads a manifest and proves that it is the one its name says.
 pub(super) fn read_manifest(layout: &Layout, digest: &Digest) -> Result<Manifest, Error> {
     let path = layout.manifest(digest);
-    let bytes = match fsx::read_bounded(&path, DOCUMENT_LEN_MAX) {
+    let bytes = match fsx::read_bounded(&path, document::LEN_MAX) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Absent(format!("model {digest}"))),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+            return Err(Error::Damaged { digest: *digest, detail: "its manifest is longer than any".into() });
+        }
         other => other.at("read", &path)?,
     };
     if Digest::of(&bytes) != *digest {
@@ -223,4 +283,31 @@ pub(super) fn all_manifests(layout: &Layout) -> Result<Vec<Digest>, Error> {
 fn digests_in(directory: &Path) -> Result<Vec<Digest>, Error> {
     let names = fsx::names(directory).at("list", directory)?;
     Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
+}
+
+/// How many directories the tree of these files has, its own among them.
+pub(super) fn directory_count<'a>(paths: impl Iterator<Item = &'a ModelPath>) -> u64 {
+    let mut below: HashSet<&str> = HashSet::new();
+    for path in paths {
+        let mut parent = path.as_str();
+        while let Some((above, _)) = parent.rsplit_once('/') {
+            if !below.insert(above) {
+                break;
+            }
+            parent = above;
+        }
+    }
+    below.len() as u64 + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_directory_counts_once() {
+        let paths = ["a", "b/c/d", "b/c/e", "b/f", "g/h"].map(|path| ModelPath::new(path).expect("a path"));
+        assert_eq!(directory_count(paths.iter()), 4);
+        assert_eq!(directory_count(paths[..1].iter()), 1);
+    }
 }

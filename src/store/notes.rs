@@ -6,8 +6,9 @@ use serde::de::DeserializeOwned;
 use super::error::AtPath as _;
 use super::{Error, Layout, fsx, record};
 
-/// Longer than any note: an owner's name and a URI.
-const NOTE_LEN_MAX: u64 = 16 << 10;
+/// Longer than any note: the names of a pod, where its volume is, and a URI. A longer one is neither
+/// written nor read.
+const NOTE_LEN_MAX: u64 = 64 << 10;
 /// Notes read from one shelf.
 const NOTE_COUNT_MAX: usize = 100_000;
 
@@ -37,25 +38,37 @@ impl Shelf {
 
 /// Writes a note in place of an older one of that name: 1 to 64 letters, digits, `-` or `_`.
 pub(super) fn write<T: Serialize>(layout: &Layout, shelf: Shelf, name: &str, note: &T) -> Result<(), Error> {
-    let path = layout.note(shelf.directory(), name);
-    fsx::replace(&layout.scratch(), &path, &record::encode(note)).at("write", &path)
+    let (path, line) = (layout.note(shelf.directory(), name), record::encode(note));
+    if line.len() as u64 > NOTE_LEN_MAX {
+        return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge)).at("write", &path);
+    }
+    fsx::replace(&layout.scratch(), &path, &line).at("write", &path)
 }
 
-/// Every note that can be read, with its name. One that cannot is removed: it proves nothing.
+/// Every note that can be read, with its name. One that says nothing right is removed: it proves
+/// nothing. One that the disk does not give is passed over.
 pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Result<Vec<(String, T)>, Error> {
     let directory = layout.shelf(shelf.directory());
     let mut notes = Vec::new();
     for name in fsx::names(&directory).at("list", &directory)?.into_iter().take(NOTE_COUNT_MAX) {
         let path = directory.join(&name);
         let text = match fsx::read_bounded(&path, NOTE_LEN_MAX) {
+            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => Vec::new(),
-            other => other.at("read", &path)?,
+            // Removed since the listing.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a note cannot be read: it is passed over");
+                continue;
+            }
         };
         if let Some(note) = record::decode(text.strip_suffix(b"\n").unwrap_or(&text)) {
             notes.push((name, note));
         } else {
-            tracing::warn!(path = %path.display(), "a damaged note was removed");
-            fsx::remove_if_there(&path).at("remove", &path)?;
+            tracing::warn!(path = %path.display(), "a damaged note is removed");
+            if let Err(error) = fsx::remove_if_there(&path) {
+                tracing::warn!(path = %path.display(), %error, "it stays, and is passed over");
+            }
         }
     }
     Ok(notes)
@@ -65,4 +78,26 @@ pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Re
 pub(super) fn remove(layout: &Layout, shelf: Shelf, name: &str) -> Result<(), Error> {
     let path = layout.note(shelf.directory(), name);
     fsx::remove_if_there(&path).at("remove", &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn one_bad_note_costs_no_other_and_none_is_written_that_would_not_be_read() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(directory.path()).expect("a store");
+        store.note(Shelf::Pins, "a", &"good").expect("written");
+        store.note(Shelf::Pins, "b", &"x".repeat(60 << 10)).expect("written");
+        store.note(Shelf::Pins, "c", &"x".repeat(65 << 10)).expect_err("too long to be read");
+        let shelf = directory.path().join("v1/pins");
+        std::fs::create_dir(shelf.join("d")).expect("something that is no note");
+        std::fs::write(shelf.join("e"), vec![b'x'; 1 << 20]).expect("too long");
+        let names: Vec<String> =
+            store.notes::<String>(Shelf::Pins).expect("read").into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(!shelf.join("e").exists() && shelf.join("d").exists());
+    }
 }

@@ -25,7 +25,7 @@ use super::boot::BootId;
 use super::catalog::ObjectId;
 use super::error::AtPath as _;
 use super::{Error, Hold, Layout, fsx, record};
-use crate::domain::{ChunkHasher, ChunkIndex, ChunkSet, ChunkValue, CrcKind, Digest, Grid, root_digest};
+use crate::domain::{ChunkHasher, ChunkIndex, ChunkSet, ChunkValue, CrcKind, Digest, Grid, Text, root_digest};
 
 /// First line of a journal.
 #[derive(Serialize, Deserialize)]
@@ -534,7 +534,7 @@ pub(super) fn peek(layout: &Layout, id: &ObjectId) -> u64 {
 }
 
 /// The URI of the object a partial is a copy of.
-pub(super) fn uri_of(layout: &Layout, file_id: &str) -> Option<String> {
+pub(super) fn uri_of(layout: &Layout, file_id: &str) -> Option<Text> {
     read_journal(layout, file_id, Grid::of_size(0)).map(|(header, _)| header.id.uri)
 }
 

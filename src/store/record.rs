@@ -7,7 +7,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const CHECK_LEN: usize = 16;
+pub(super) const CHECK_LEN: usize = 16;
 
 fn check(payload: &[u8]) -> [u8; CHECK_LEN] {
     let mut text = [0; CHECK_LEN];

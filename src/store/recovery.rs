@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::AtPath as _;
+use super::unreadable::Met;
 use super::{Error, Layout, damage, fsx, models, sealed, trees};
 use crate::domain::Digest;
 
@@ -41,12 +42,17 @@ pub(super) fn is_needed(layout: &Layout) -> bool {
 
 /// Brings the store into a state where everything visible is true, but for what waits to be proven.
 /// The caller holds the lock.
-pub(super) fn recover(layout: &Layout) -> Result<Recovered, Error> {
+pub(super) fn recover(layout: &Layout, met: &Met) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
     clear_scratch(layout)?;
     expire_partials(layout, &mut recovered)?;
-    for path in unreadable_sources(layout)? {
-        fsx::remove_if_there(&path).at("remove", &path)?;
+    models::each_source(layout, met, &mut |_, _| {})?;
+    for path in met.to_remove() {
+        match fsx::remove_if_there(&path) {
+            Ok(()) => met.removed(&path),
+            // It is passed over as long as it is there.
+            Err(error) => tracing::warn!(path = %path.display(), %error, "a damaged document stays"),
+        }
         recovered.unreadable.push(path);
     }
     Ok(recovered)
@@ -122,12 +128,6 @@ fn expire_partials(layout: &Layout, recovered: &mut Recovered) -> Result<(), Err
         }
     }
     Ok(())
-}
-
-fn unreadable_sources(layout: &Layout) -> Result<Vec<PathBuf>, Error> {
-    let mut dropped = Vec::new();
-    models::read_sources(layout, &mut dropped)?;
-    Ok(dropped)
 }
 
 /// After another boot a tree may lack names, and may name bytes that were dropped: every tree

@@ -2,15 +2,20 @@
 //!
 //! Safe beside an owner: every document and every tree appears and goes by rename.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::boot::BootId;
+use super::catalog::Catalog;
 use super::error::AtPath as _;
+use super::index::Index;
+use super::unreadable::{Met, Unreadable};
 use super::{
-    CopyId, Error, Exported, Layout, Mark, Shelf, SourceFile, SourceRecord, Store, catalog, damage, export, models,
+    CopyId, Error, Exported, Layout, Mark, ObjectId, Shelf, SourceRecord, Store, catalog, damage, export, fsx, models,
     recovery, sealed, trees,
 };
 use crate::domain::{Digest, Manifest, ManifestEntry};
@@ -30,11 +35,14 @@ pub struct Kept {
 #[derive(Debug, Clone)]
 pub struct View {
     layout: Layout,
+    met: Met,
+    /// The owner's catalog, where this process owns the store.
+    catalog: Option<Arc<Mutex<Catalog>>>,
 }
 
 impl View {
-    pub(super) const fn new(layout: Layout) -> Self {
-        Self { layout }
+    pub(super) const fn new(layout: Layout, met: Met, catalog: Arc<Mutex<Catalog>>) -> Self {
+        Self { layout, met, catalog: Some(catalog) }
     }
 
     /// Opens a store for looking. After a reboot, the first to come takes the lock and recovers.
@@ -46,15 +54,37 @@ impl View {
         if !layout.root().is_dir() {
             return Err(Error::Absent(format!("`{}` holds no store: nothing", directory.display())));
         }
+        let mut met = Met::default();
         if recovery::is_needed(&layout) {
             match Store::open(directory) {
+                Ok(store) => met = store.view.met.clone(),
                 // Whoever owns it recovers it before doing anything else; what is not proven yet
                 // lies in another boot's directory, where no look-up finds it.
-                Ok(_) | Err(Error::Busy { .. }) => {}
+                Err(Error::Busy { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { layout })
+        Ok(Self { layout, met, catalog: None })
+    }
+
+    pub(super) const fn met(&self) -> &Met {
+        &self.met
+    }
+
+    /// Documents that could not be read by any look through this view or its clones: each was passed
+    /// over.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.met.all()
+    }
+
+    /// Hears every record of a source with the time it was last used, one at a time: all together
+    /// may be more than fits in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn each_source(&self, each: &mut dyn FnMut(SourceRecord, SystemTime)) -> Result<(), Error> {
+        models::each_source(&self.layout, &self.met, each)
     }
 
     pub(super) const fn layout(&self) -> &Layout {
@@ -72,15 +102,44 @@ impl View {
     /// # Errors
     /// [`Error::Io`].
     pub fn kept(&self) -> Result<Vec<Kept>, Error> {
-        let mut kept: Vec<Kept> = models::read_sources(&self.layout, &mut Vec::new())?
-            .into_iter()
-            .map(|(record, used)| Kept { manifest: record.manifest, record: Some(record), last_used: Some(used) })
-            .collect();
-        kept.sort_by(|a, b| a.record.as_ref().map(|r| &r.source).cmp(&b.record.as_ref().map(|r| &r.source)));
-        let named: HashSet<Digest> = kept.iter().filter_map(|kept| kept.manifest).collect();
-        let unnamed = models::all_manifests(&self.layout)?.into_iter().filter(|digest| !named.contains(digest));
-        kept.extend(unnamed.map(|digest| Kept { record: None, manifest: Some(digest), last_used: None }));
+        self.kept_where(|_| true)
+    }
+
+    /// Those of them that are wanted: all together may be more than fits in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn kept_where(&self, is_wanted: impl Fn(&Kept) -> bool) -> Result<Vec<Kept>, Error> {
+        let mut kept: Vec<Kept> = Vec::new();
+        self.each_kept(&mut |one| kept.extend(Some(one).filter(&is_wanted)))?;
+        let source = |kept: &Kept| kept.record.as_ref().map(|record| record.source.clone());
+        kept.sort_by_cached_key(|kept| (kept.record.is_none(), source(kept)));
         Ok(kept)
+    }
+
+    /// Hears everything that is kept, one at a time: sources in no order, then models no source names
+    /// any more.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn each_kept(&self, each: &mut dyn FnMut(Kept)) -> Result<(), Error> {
+        let mut named: HashSet<Digest> = HashSet::new();
+        self.each_source(&mut |record, used| {
+            named.extend(record.manifest);
+            each(Kept { manifest: record.manifest, record: Some(record), last_used: Some(used) });
+        })?;
+        let unnamed = models::all_manifests(&self.layout)?.into_iter().filter(|digest| !named.contains(digest));
+        unnamed.for_each(|digest| each(Kept { record: None, manifest: Some(digest), last_used: None }));
+        Ok(())
+    }
+
+    /// How many records of sources there are, readable or not.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn source_count(&self) -> Result<usize, Error> {
+        let directory = self.layout.sources();
+        fsx::names(&directory).at("list", &directory).map(|names| names.len())
     }
 
     /// A directory for what a mount remembers across restarts of its daemon: the store does not
@@ -95,7 +154,7 @@ impl View {
     /// # Errors
     /// [`Error::Io`]; a document that proves nothing is `None`.
     pub fn source(&self, record_id: &str) -> Result<Option<SourceRecord>, Error> {
-        models::find_source(&self.layout, record_id)
+        Ok(models::find_source(&self.layout, &self.met, record_id))
     }
 
     /// What a source named when a reader was let in before it had arrived.
@@ -103,7 +162,7 @@ impl View {
     /// # Errors
     /// [`Error::Io`]; a document that proves nothing is `None`.
     pub fn listing(&self, id: &Digest) -> Result<Option<SourceRecord>, Error> {
-        models::read_listing(&self.layout, id)
+        Ok(models::read_listing(&self.layout, &self.met, id))
     }
 
     /// The names of all listings that are kept.
@@ -204,7 +263,7 @@ impl View {
     #[must_use]
     pub fn read_small_blob(&self, digest: &Digest, len_max: u64) -> Option<Vec<u8>> {
         let metadata = sealed::metadata(&self.layout, digest)?;
-        match super::fsx::read_bounded(&sealed::find(&self.layout, digest)?, len_max) {
+        match fsx::read_bounded(&sealed::find(&self.layout, digest)?, len_max) {
             Ok(bytes) if Digest::of(&bytes) == *digest => return Some(bytes),
             Err(error) if !damage::is_proof(&error) => return None,
             _ => {}
@@ -222,27 +281,24 @@ impl View {
 
     /// Notes that a source was used now.
     pub fn touch(&self, record: &SourceRecord) {
-        models::touch_source(&self.layout, &record.id());
+        self.touch_id(&record.id());
+    }
+
+    /// The same, by the id of its record.
+    pub fn touch_id(&self, record_id: &str) {
+        models::touch_source(&self.layout, record_id);
+    }
+
+    /// What of unfinished sources is here already: for any number of questions.
+    #[must_use]
+    pub const fn presence(&self) -> Presence<'_> {
+        Presence { view: self, index: OnceCell::new() }
     }
 
     /// Bytes of an unfinished source that are here already.
     #[must_use]
     pub fn bytes_present(&self, record: &SourceRecord) -> u64 {
-        self.files_present(record).into_iter().fold(0, u64::saturating_add)
-    }
-
-    /// The same, file by file, in the record's order. Opens a journal for each file that is not sealed.
-    #[must_use]
-    pub fn files_present(&self, record: &SourceRecord) -> Vec<u64> {
-        let known = catalog::read(&self.layout);
-        let present = |file: &SourceFile| {
-            let id = record.object(file);
-            match known.get(&id) {
-                Some(known) if self.has_blob(&known.digest) => file.size,
-                _ => super::partial::peek(&self.layout, &id),
-            }
-        };
-        record.files.iter().map(present).collect()
+        self.presence().bytes(record)
     }
 
     /// Writes a model's files into a directory of the caller's own.
@@ -251,5 +307,42 @@ impl View {
     /// [`Error::Foreign`] when the directory is not empty; [`Error::Io`].
     pub fn export(&self, manifest: &Manifest, directory: &Path, hard_links: bool) -> Result<Exported, Error> {
         export::export(&self.layout, manifest, directory, hard_links)
+    }
+}
+
+/// What of unfinished sources is here. Reads the catalog once, where it is not at hand.
+#[derive(Debug)]
+pub struct Presence<'a> {
+    view: &'a View,
+    index: OnceCell<Index>,
+}
+
+impl Presence<'_> {
+    /// Bytes of a source that are here.
+    #[must_use]
+    pub fn bytes(&self, record: &SourceRecord) -> u64 {
+        record.files.iter().map(|file| self.of(&record.object(file))).fold(0, u64::saturating_add)
+    }
+
+    /// The same, file by file, in the record's order.
+    #[must_use]
+    pub fn files(&self, record: &SourceRecord) -> Vec<u64> {
+        record.files.iter().map(|file| self.of(&record.object(file))).collect()
+    }
+
+    /// Bytes of an object. Opens its journal where it is not sealed.
+    fn of(&self, id: &ObjectId) -> u64 {
+        match self.digest(id) {
+            Some(digest) if self.view.has_blob(&digest) => id.size,
+            _ => super::partial::peek(&self.view.layout, id),
+        }
+    }
+
+    fn digest(&self, id: &ObjectId) -> Option<Digest> {
+        let known = match &self.view.catalog {
+            Some(catalog) => catalog.lock().unwrap_or_else(PoisonError::into_inner).index().find(id).copied(),
+            None => self.index.get_or_init(|| catalog::read(&self.view.layout)).find(id).copied(),
+        };
+        known.map(|known| known.digest)
     }
 }

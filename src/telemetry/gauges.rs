@@ -32,6 +32,8 @@ pub struct Gauges {
     pub evictable_bytes: u64,
     /// Bytes in use on the file system above which models are evicted.
     pub high_watermark_bytes: u64,
+    /// The same in inodes; zeros where the file system has no number of them.
+    pub inodes: Inodes,
     /// Leases that are held.
     pub leases: u64,
     /// Pinned models.
@@ -42,6 +44,23 @@ pub struct Gauges {
     pub damaged_blobs: u64,
     /// The mount, or zeros where there is none.
     pub mount: Mount,
+}
+
+/// Inodes of the store's file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inodes {
+    /// In all.
+    pub total: u64,
+    /// Free.
+    pub free: u64,
+    /// Of the store.
+    pub store: u64,
+    /// Promised to pulls in flight.
+    pub reserved: u64,
+    /// Eviction could free them.
+    pub evictable: u64,
+    /// In use on the file system above which models are evicted.
+    pub high: u64,
 }
 
 /// What the mount says of itself. It counts where it answers the kernel, so its counters are read at
@@ -81,7 +100,7 @@ impl Mount {
 impl Gauges {
     /// A registry of these values alone; one for each scrape, so that two at once do not mix.
     pub(super) fn registry(&self) -> Registry {
-        let rows: [(Metric, u64); 17] = [
+        let rows: [(Metric, u64); 23] = [
             (table::PULLS_IN_FLIGHT, self.pulls_in_flight),
             (table::CALLERS_WAITING, self.callers_waiting),
             (table::DISK_BYTES, self.disk_bytes),
@@ -92,6 +111,12 @@ impl Gauges {
             (table::RESERVED_BYTES, self.reserved_bytes),
             (table::EVICTABLE_BYTES, self.evictable_bytes),
             (table::HIGH_WATERMARK_BYTES, self.high_watermark_bytes),
+            (table::DISK_INODES, self.inodes.total),
+            (table::DISK_FREE_INODES, self.inodes.free),
+            (table::STORE_INODES, self.inodes.store),
+            (table::RESERVED_INODES, self.inodes.reserved),
+            (table::EVICTABLE_INODES, self.inodes.evictable),
+            (table::HIGH_WATERMARK_INODES, self.inodes.high),
             (table::LEASES, self.leases),
             (table::PINS, self.pins),
             (table::MODELS, self.models),

@@ -17,7 +17,7 @@ mod promql;
 #[cfg(test)]
 mod tests;
 
-pub use gauges::{Gauges, Mount};
+pub use gauges::{Gauges, Inodes, Mount};
 pub use labels::{Cause, Label, Outcome, Socket, Where, Write, Written};
 pub use metrics::{CONTENT_TYPE, Metrics, Totals};
 pub use table::{Kind, Metric, TABLE, Unit};

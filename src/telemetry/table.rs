@@ -132,6 +132,18 @@ table! {
         "Bytes that deleting every model that is neither pinned nor used would free";
     HIGH_WATERMARK_BYTES = Gauge "larder_high_watermark_bytes" BYTES, [],
         "Bytes in use on the file system, by anybody, above which models are deleted";
+    DISK_INODES = Gauge "larder_disk_inodes" None, [],
+        "Inodes of the file system that the store is on; 0 where it makes them as they are wanted";
+    DISK_FREE_INODES = Gauge "larder_disk_free_inodes" None, [],
+        "Inodes free on that file system";
+    STORE_INODES = Gauge "larder_store_inodes" None, [],
+        "Inodes of that file system that the store has";
+    RESERVED_INODES = Gauge "larder_reserved_inodes" None, [],
+        "Files and directories that pulls in flight have yet to make";
+    EVICTABLE_INODES = Gauge "larder_evictable_inodes" None, [],
+        "Inodes that deleting every model that is neither pinned nor used would free";
+    HIGH_WATERMARK_INODES = Gauge "larder_high_watermark_inodes" None, [],
+        "Inodes in use on the file system, by anybody, above which models are deleted";
     LEASES = Gauge "larder_leases" None, [],
         "Leases that are held";
     PINS = Gauge "larder_pins" None, [],

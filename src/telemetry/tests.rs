@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::promql::{self, Selector};
 use super::table::BUCKETS;
-use super::{Cause, Gauges, Kind, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where, Write, Written};
+use super::{Cause, Gauges, Inodes, Kind, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where, Write, Written};
 
 /// Copied beside the manifests of the daemonset, for people to import.
 const DASHBOARD: &str = include_str!("../../daemonset/grafana/larder.json");
@@ -235,6 +235,7 @@ fn each_value_read_at_a_scrape_is_shown_as_its_own() {
         reserved_bytes: 8,
         evictable_bytes: 9,
         high_watermark_bytes: u64::MAX,
+        inodes: Inodes { total: 19, free: 20, store: 21, reserved: 22, evictable: 23, high: 24 },
         leases: 11,
         pins: 12,
         models: 13,
@@ -259,6 +260,12 @@ fn each_value_read_at_a_scrape_is_shown_as_its_own() {
         ("larder_store_bytes", "5"),
         ("larder_pinned_bytes", "6"),
         ("larder_leased_bytes", "7"),
+        ("larder_disk_inodes", "19"),
+        ("larder_disk_free_inodes", "20"),
+        ("larder_store_inodes", "21"),
+        ("larder_reserved_inodes", "22"),
+        ("larder_evictable_inodes", "23"),
+        ("larder_high_watermark_inodes", "24"),
         ("larder_reserved_bytes", "8"),
         ("larder_evictable_bytes", "9"),
         // As much as the encoder takes.

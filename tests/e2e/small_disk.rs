@@ -24,6 +24,8 @@ pub enum Kind {
     Tmpfs,
     /// On a file, by way of a loop device.
     Ext4,
+    /// The same with so many inodes, rounded up to whole groups of them.
+    FewInodes(u64),
 }
 
 /// A mounted file system, unmounted with the value.
@@ -41,10 +43,14 @@ impl SmallDisk {
             Kind::Tmpfs => {
                 ran(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "larder"]).arg(&at))
             }
-            Kind::Ext4 => {
+            Kind::Ext4 | Kind::FewInodes(_) => {
                 let image = node.path("image");
                 File::create(&image).and_then(|file| file.set_len(mebibytes * MIB)).expect("a file");
-                ran(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))
+                let mut mkfs = Command::new("mkfs.ext4");
+                if let Kind::FewInodes(inodes) = kind {
+                    mkfs.args(["-N", &inodes.to_string()]);
+                }
+                ran(mkfs.args(["-q", "-F"]).arg(&image))
                     && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at))
             }
         };
@@ -61,6 +67,11 @@ impl SmallDisk {
         let stat = rustix::fs::statvfs(&self.at).expect("a file system");
         let total = (stat.f_blocks - (stat.f_bfree - stat.f_bavail)) * stat.f_frsize;
         (total - stat.f_bavail * stat.f_frsize, total)
+    }
+
+    /// Inodes that are free.
+    fn free_inodes(&self) -> u64 {
+        rustix::fs::statvfs(&self.at).expect("a file system").f_favail
     }
 
     fn high(&self) -> u64 {
@@ -272,6 +283,68 @@ struct Met {
     ready: AtomicU64,
     refused: AtomicU64,
     slowest: Mutex<Duration>,
+}
+
+/// A model of so many tiny files, a hundred in each directory.
+fn put_many(origin: &Origin, number: u64, files: u64) {
+    for file in 0..files {
+        let key = format!("m{number}/{}/{file}.json", file / 100);
+        origin.bucket().put(&key, format!("{number} {file}"), Checksums::single_part());
+    }
+}
+
+#[test]
+fn inodes_are_room_too() {
+    const FILES: u64 = 300;
+    let origin = Origin::start(Front::S3).expect("an origin");
+    let mut node = Node::at(&origin);
+    let Some(disk) = SmallDisk::of(&mut node, Kind::FewInodes(1_600), 32, "inodes_are_room_too") else { return };
+    node.start();
+    node.begin_pod("user");
+    let free = disk.free_inodes();
+    (0..4).for_each(|number| put_many(&origin, number, FILES));
+    node.ready(&json!({"source": source(0), "lease": "pod:user"}));
+    let status = node.status();
+    let inodes = &status["disk"]["inodes"];
+    assert_eq!(inodes["free"], disk.free_inodes(), "{status}");
+    assert!(inodes["leased"].as_u64().expect("a count") >= FILES && inodes["store"] == inodes["leased"], "{status}");
+    // Each takes what the one before it had, though there are bytes enough for all.
+    for number in 1..4 {
+        let ready = node.ready(&json!({"source": source(number)}));
+        assert_eq!(ready["files"], FILES, "{ready}");
+    }
+    assert!(has(&node, 0) && has(&node, 3) && !has(&node, 1), "{:?}", listed(&node));
+
+    // What cannot fit is refused before a file is made, by name.
+    let files = free + 100;
+    put_many(&origin, 10, files);
+    let reads = origin.reads();
+    let events = node.ensure(&json!({"source": source(10)}));
+    let message = events.last().expect("an event")["message"].as_str().expect("a message").to_owned();
+    assert!(message.starts_with("not enough inodes in "), "{message}");
+    for word in [" needed", " free below the high watermark of 90 %", " evictable", " pinned", " in use"] {
+        assert!(message.contains(word), "no `{word}` in: {message}");
+    }
+    assert_eq!(origin.reads(), reads, "something moved");
+    assert!(has(&node, 0) && has(&node, 3), "{:?}", listed(&node));
+    // The command line, which evicts nothing, says the same.
+    let mut larder = crate::support::Larder::at(&origin);
+    larder.set("LARDER_STORE", disk.at.join("other").display().to_string());
+    let told = larder.fails(74, &["prefetch", &source(10)]);
+    assert!(told.contains("not enough inodes in "), "{told}");
+
+    // Others make files: beyond the mark, what may go goes without anybody asking.
+    let evictions = || node.status()["totals"]["evictions"].as_u64().expect("a count");
+    let (before, left) = (evictions(), disk.free_inodes());
+    let others = disk.at.join("others");
+    fs::create_dir(&others).expect("a directory");
+    (0..left - left / 8).for_each(|file| drop(File::create(others.join(file.to_string())).expect("a file")));
+    let began = Instant::now();
+    while evictions() == before {
+        assert!(began.elapsed() < Duration::from_secs(30), "nothing was evicted\n{}", node.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(has(&node, 0), "{:?}", listed(&node));
 }
 
 #[test]

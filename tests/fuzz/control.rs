@@ -51,6 +51,7 @@ fn control() {
         started: text::unix(SystemTime::now()),
         socket: "/run/larder/larder.sock".into(),
         looks: control::Looks::default(),
+        shared: control::SharedAnswers::default(),
     });
     let (_stopping, stop) = watch::channel(false);
     let socket = directory.path().join("sock");

@@ -111,7 +111,7 @@ fn records() {
         for record in kept.iter().filter_map(|kept| kept.record.as_ref()) {
             let text = serde_json::to_vec(record).expect("JSON");
             assert_eq!(serde_json::from_slice::<SourceRecord>(&text).ok().as_ref(), Some(record));
-            let present = store.view().files_present(record);
+            let present = store.view().presence().files(record);
             assert_eq!(present.len(), record.files.len());
             let _ = (
                 store.view().bytes_present(record),

@@ -22,7 +22,7 @@ use object_store::{GetOptions, GetRange, ObjectStore as _};
 
 use self::credentials::Chain;
 use super::keys::{Keys, Kind};
-use super::objects::{self, Entry, OBJECT_COUNT_MAX};
+use super::objects::{self, Bounds, Entry};
 use super::transport::{self, Connector, Refused};
 use super::{Body, Error, Listing, Options, Remote};
 use crate::domain::{Checksum, Claims, Object, Source, Version};
@@ -165,20 +165,18 @@ fn with_bucket(endpoint: &str, bucket: &str, path_style: bool) -> String {
 impl Remote for S3 {
     async fn list(&self) -> Result<Listing, Error> {
         let prefix = self.source.path();
-        let mut entries = Vec::new();
+        let (mut entries, mut bounds) = (Vec::new(), Bounds::default());
         let mut token: Option<String> = None;
         loop {
             let request = self.api.list_objects_v2().bucket(self.source.authority()).prefix(prefix);
             let request = request.set_continuation_token(token.clone()).set_request_payer(self.payer());
             let page = request.send().await.map_err(|e| sdk::error(&self.source.to_string(), e))?;
             for object in page.contents() {
-                entries.push(entry(&self.source, object)?);
+                let entry = entry(&self.source, object)?;
+                bounds.add(&self.source, &entry.key, &entry.version)?;
+                entries.push(entry);
             }
             let bad = |detail: &str| Error::BadAnswer { uri: self.source.to_string(), detail: detail.to_owned() };
-            if entries.len() > OBJECT_COUNT_MAX {
-                let detail = format!("more than {OBJECT_COUNT_MAX} objects match: a model has fewer, check the prefix");
-                return Err(Error::Settings { uri: self.source.to_string(), detail });
-            }
             if page.is_truncated() != Some(true) {
                 break;
             }
@@ -194,14 +192,14 @@ impl Remote for S3 {
 
     async fn claims(&self, object: &Object) -> Result<Claims, Error> {
         let etag = match &object.version {
-            Version::Etag(etag) => Some(etag.clone()),
+            Version::Etag(etag) => Some(etag.to_string()),
             _ => None,
         };
         let request = self.api.head_object().bucket(self.source.authority()).key(&object.key).set_if_match(etag);
         let request = request.checksum_mode(ChecksumMode::Enabled).set_request_payer(self.payer());
         let head = request.send().await.map_err(|e| sdk::error(&self.uri(&object.key), e))?;
         let same = match &object.version {
-            Version::Etag(etag) => head.e_tag().is_none_or(|got| got == etag),
+            Version::Etag(etag) => head.e_tag().is_none_or(|got| *etag == *got),
             Version::Modified(at) => head.last_modified().is_none_or(|got| got.secs() == *at),
             Version::Generation(_) => true,
         };
@@ -231,7 +229,7 @@ impl Remote for S3 {
         let uri = self.uri(&object.key);
         let location = location(&uri, &object.key)?;
         let if_match = match &object.version {
-            Version::Etag(etag) => Some(etag.clone()),
+            Version::Etag(etag) => Some(etag.to_string()),
             _ => None,
         };
         let options = GetOptions {
@@ -286,7 +284,7 @@ fn entry(source: &Source, object: &aws_sdk_s3::types::Object) -> Result<Entry, E
     let etag = object.e_tag().map(|etag| if etag.starts_with('"') { etag.to_owned() } else { format!("\"{etag}\"") });
     let md5 = etag.as_deref().and_then(Checksum::md5_from_etag);
     let version = match (etag, object.last_modified()) {
-        (Some(etag), _) => Version::Etag(etag),
+        (Some(etag), _) => Version::Etag(etag.into()),
         (None, Some(modified)) => Version::Modified(modified.secs()),
         (None, None) => {
             let detail = format!(

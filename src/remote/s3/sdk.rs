@@ -16,6 +16,9 @@ use http::{HeaderMap, StatusCode};
 use super::super::Error;
 use super::super::transport::{self, Refused};
 
+/// Bytes of an answer that the SDK reads whole: 1,000 keys of 1 KiB are below 2 MiB.
+const ANSWER_LEN_MAX: usize = 16 << 20;
+
 /// Sends the SDK's requests (they have small bodies) through the shared client.
 #[derive(Debug, Clone)]
 pub(super) struct SdkHttp(pub reqwest::Client);
@@ -40,7 +43,8 @@ impl HttpConnector for Connector {
             let answer = answer.map_err(|late| ConnectorError::timeout(late.into()))?.map_err(|e| {
                 if e.is_timeout() { ConnectorError::timeout(e.into()) } else { ConnectorError::io(e.into()) }
             })?;
-            Response::try_from(answer.map(SdkBody::from_body_1_x)).map_err(|e| ConnectorError::other(e.into(), None))
+            let bounded = answer.map(|body| SdkBody::from_body_1_x(http_body_util::Limited::new(body, ANSWER_LEN_MAX)));
+            Response::try_from(bounded).map_err(|e| ConnectorError::other(e.into(), None))
         })
     }
 }

@@ -35,10 +35,11 @@ struct Scrapes {
 impl Scrapes {
     /// Looks, and asserts that since the last look these series have grown by that much, and no
     /// other; but for times, for the disk, which others change too, and for what is measured in
-    /// its blocks.
+    /// its blocks and inodes.
     #[track_caller]
     fn grew(&mut self, what: &str, expected: &[(&str, u64)]) {
-        let left_out = ["_seconds_sum", "_seconds_bucket", "control_requests", "_scrubbed_", "disk_", "store_"];
+        let left_out =
+            ["_seconds_sum", "_seconds_bucket", "control_requests", "_scrubbed_", "disk_", "store_", "_inodes"];
         let blocks = ["larder_pinned_bytes", "larder_leased_bytes", "larder_evictable_bytes", "larder_reserved_bytes"];
         let now = scrape(&self.address);
         let before = std::mem::replace(&mut self.last, now.clone());

@@ -8,6 +8,7 @@ mod metrics;
 mod offline;
 mod pods;
 mod readme;
+mod records;
 mod schema;
 mod scrub;
 mod settings;

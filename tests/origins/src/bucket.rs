@@ -1,6 +1,7 @@
 //! Objects in memory, with the versions and checksums that the clouds keep beside them.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -124,6 +125,17 @@ impl Bucket {
     pub fn list(&self, prefix: &str) -> Vec<(String, Stored)> {
         let objects = self.lock();
         objects.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+}
+
+impl Bucket {
+    /// The same behind one of them, `count` at most.
+    #[must_use]
+    pub fn page(&self, prefix: &str, after: Option<&str>, count: usize) -> Vec<(String, Stored)> {
+        let objects = self.lock();
+        let start = after.map_or(Bound::Included(prefix), |after| Bound::Excluded(after.max(prefix)));
+        let below = objects.range::<str, _>((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        below.take(count).map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 }
 

@@ -240,8 +240,7 @@ pub fn read(request: &Request, stored: &Stored) -> Answer {
 fn list(bucket: &Bucket, request: &Request, page_len: usize) -> Answer {
     let prefix = request.query("prefix").unwrap_or("");
     let after = request.query("continuation-token");
-    let mut keys = bucket.list(prefix);
-    keys.retain(|(key, _)| after.is_none_or(|after| key.as_str() > after));
+    let mut keys = bucket.page(prefix, after, page_len + 1);
     let next = (keys.len() > page_len).then(|| keys[page_len - 1].0.clone());
     keys.truncate(page_len);
     let mut xml = format!(
