@@ -238,7 +238,8 @@ pub(super) fn endpoint(raw: Raw<'_>) -> Result<Option<String>, Wrong> {
     }
     let plain = text.len() <= TEXT_LEN_MAX && !text.contains(['?', '#']) && !text.chars().any(char::is_control);
     let base = |url: url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
-    if !plain || !url::Url::parse(text).is_ok_and(base) {
+    // The libraries take it for a `Uri`, which knows no blanks and no letters beyond ASCII.
+    if !plain || !url::Url::parse(text).is_ok_and(base) || text.parse::<http::Uri>().is_err() {
         return Err(raw.wrong());
     }
     Ok(Some(text.to_owned()))

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use larder_origins::{Checksums, Fault, Front, Noise, Origin, SampleModel};
+use serde_json::json;
 
+use crate::node::Node;
 use crate::support::{Larder, origin_with_model, program, skipped, upload};
 
 /// What must be said about a key, and what must not happen to it.
@@ -108,6 +110,61 @@ fn endpoints_with_a_password_are_refused_unseen() {
         assert!(!told.contains("us3r") && !told.contains("p4ssw0rd"), "{told}");
     }
     assert!(origin.seen().is_empty(), "nothing was asked");
+}
+
+/// Settings with what no header, host or URL can carry are refused in words, and their values, which
+/// may be secrets, are not told.
+#[test]
+fn settings_that_no_request_can_carry() {
+    let (origin, _) = origin_with_model(Checksums::single_part());
+    for (name, value, code, told_of) in [
+        ("AWS_ACCESS_KEY_ID", "S3CR3T\n", 77, "access key id"),
+        ("AWS_ACCESS_KEY_ID", "S3CR3T\u{e9}", 77, "access key id"),
+        ("AWS_SECRET_ACCESS_KEY", "S3CR3T\n", 77, "secret access key"),
+        ("AWS_SESSION_TOKEN", "S3CR\n3T", 77, "session token"),
+        ("AWS_REGION", "us-east-1\n", 64, "is no region"),
+        ("AWS_REGION", "us east", 64, "is no region"),
+        ("AWS_ENDPOINT_URL", "http://m\u{fc}ller.example", 64, "is not a URL"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:1/a b", 64, "is not a URL"),
+    ] {
+        let mut larder = Larder::at(&origin);
+        larder.set(name, value);
+        let told = larder.fails(code, &["-vv", "prefetch", "s3://models/m"]);
+        assert!(told.contains(told_of) && !told.contains("panic"), "{name}={value:?}: {told}");
+        assert!(!told.contains("S3CR"), "{name}: {told}");
+    }
+    let mut larder = Larder::at(&origin);
+    larder.set("LARDER_LOG", " a\u{10595}=");
+    larder.prefetch("s3://models/m");
+}
+
+/// The same where a daemon has them: each who asks hears it, and it goes on.
+#[test]
+fn a_daemon_with_a_credential_that_no_request_can_carry_says_so_and_lives() {
+    let (origin, _) = origin_with_model(Checksums::single_part());
+    let mut node = Node::at(&origin);
+    node.set_variable("AWS_ACCESS_KEY_ID", "S3CR3T\n");
+    node.start();
+    for _ in 0..2 {
+        let last = node.ensure(&json!({"source": "s3://models/m"})).pop().expect("an event");
+        assert_eq!((&last["event"], &last["exit_code"]), (&json!("error"), &json!(77)), "{last}");
+        assert!(last["message"].as_str().is_some_and(|message| message.contains("access key id")), "{last}");
+    }
+    let log = node.log();
+    assert!(!log.contains("panic") && !log.contains("S3CR3T"), "{log}");
+}
+
+/// An ETag is sent back as a condition of every read.
+#[test]
+fn etags_that_no_header_can_carry() {
+    for etag in ["\"a\nb\"", "\"a\tb\"", "\"\u{e9}\"", "\"\u{1b}[31m\"", "\"\u{7f}\""] {
+        let (origin, _) = origin_with_model(Checksums::single_part());
+        origin.bucket().edit("m/config.json", |stored| etag.clone_into(&mut stored.etag));
+        let told = Larder::at(&origin).fails(69, &["prefetch", "s3://models/m"]);
+        assert!(told.contains("s3://models/m") && !told.contains("panic"), "{etag:?}: {told}");
+        assert!(!told.contains(['\t', '\u{1b}', '\u{7f}']), "{etag:?}: {told:?}");
+        assert_eq!(origin.reads(), 0, "refused before a byte moves");
+    }
 }
 
 /// The client that moves the bytes would ask for another key, or for none.

@@ -133,7 +133,7 @@ fn take(
     asked: Result<Credentials, CredentialsError>,
     now: SystemTime,
 ) -> Result<Held, Arc<CredentialsError>> {
-    match asked {
+    match asked.and_then(usable) {
         Ok(credentials) => Ok(state.held.insert(Held::new(credentials, now)).clone()),
         Err(error) => {
             let Some(old) = state.held.as_mut().filter(|old| old.is_valid(now)) else {
@@ -144,6 +144,24 @@ fn take(
             Ok(old.clone())
         }
     }
+}
+
+/// Refuses a credential that cannot be sent: the libraries would panic over it. The values are secrets
+/// and are not shown.
+fn usable(credentials: Credentials) -> Result<Credentials, CredentialsError> {
+    let token = credentials.session_token().unwrap_or_default();
+    let fields = [
+        ("access key id", credentials.access_key_id()),
+        ("secret access key", credentials.secret_access_key()),
+        ("session token", token),
+    ];
+    let Some((name, _)) = fields.into_iter().find(|(_, value)| !value.bytes().all(|byte| byte.is_ascii_graphic()))
+    else {
+        return Ok(credentials);
+    };
+    Err(CredentialsError::invalid_configuration(format!(
+        "the AWS {name} has a line break, a blank or another character that none has: is there a newline at its end?"
+    )))
 }
 
 /// One failure, told to each that waited.
@@ -274,6 +292,19 @@ mod tests {
     async fn at_once(chain: &Chain) -> Option<String> {
         let held = tokio::time::timeout(AT_ONCE, chain.get()).await.ok()?;
         Some(held.expect("a credential").credentials.access_key_id().to_owned())
+    }
+
+    #[test]
+    fn a_credential_that_no_header_can_carry_is_refused_without_its_value() {
+        for (id, secret, token) in
+            [("S3CR\n", "s", None), ("i", "S3CR\r", None), ("i", "s", Some("S3CR T")), ("ü", "s", None)]
+        {
+            let credentials = Credentials::new(id, secret, token.map(str::to_owned), None, "test");
+            let told = transport::chain(&usable(credentials).expect_err("refused"));
+            assert!(told.contains("line break") && !told.contains("S3CR"), "{told}");
+        }
+        usable(Credentials::new("AKIA", "a/b+c=", Some("FwoG+/==".to_owned()), None, "test"))
+            .expect("as AWS makes them");
     }
 
     #[tokio::test]

@@ -29,6 +29,8 @@ use crate::domain::{Checksum, Claims, Object, Source, Version};
 
 /// Where the SDK finds no region at all, as the AWS CLI assumes for S3-compatible endpoints.
 const REGION_DEFAULT: &str = "us-east-1";
+/// A label of a host's name.
+const REGION_LEN_MAX: usize = 63;
 /// Asking for stored checksums costs a request: worth it for files of at least this many bytes.
 const CLAIMS_SIZE_MIN: u64 = 8 << 20;
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +56,12 @@ impl S3 {
         let region = settings.region().map_or_else(|| REGION_DEFAULT.to_owned(), ToString::to_string);
         let path_style = path_style(endpoint.as_deref(), source.authority());
         let bad = |detail: String| Error::Settings { uri: source.to_string(), detail };
+        if !is_region(&region) {
+            let detail = format!(
+                "{region:?} is no region: letters, digits, `-`, `_` and `.` only (is there a newline at its end?)"
+            );
+            return Err(bad(detail));
+        }
         if let Some(endpoint) = &endpoint {
             transport::check_endpoint(&source.to_string(), endpoint)?;
         }
@@ -124,6 +132,12 @@ async fn settings(http: &reqwest::Client, options: &Options) -> aws_config::SdkC
         _ => {}
     }
     loader.load().await
+}
+
+/// What may stand in a signature and in a host's name. The libraries panic over a line break.
+fn is_region(region: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !region.is_empty() && region.len() <= REGION_LEN_MAX && region.bytes().all(plain)
 }
 
 /// `--endpoint`, then what AWS tools read: `AWS_ENDPOINT_URL_S3`, the profile's `services`
@@ -282,6 +296,10 @@ fn entry(source: &Source, object: &aws_sdk_s3::types::Object) -> Result<Entry, E
     let key = object.key().ok_or_else(|| lacks("key"))?.to_owned();
     let size = object.size().and_then(|size| u64::try_from(size).ok()).ok_or_else(|| lacks("size"))?;
     let etag = object.e_tag().map(|etag| if etag.starts_with('"') { etag.to_owned() } else { format!("\"{etag}\"") });
+    if let Some(etag) = etag.as_ref().filter(|etag| !transport::is_etag(etag)) {
+        let detail = format!("the listing gives `{key}` an ETag that no header can carry: {etag:?}");
+        return Err(Error::BadAnswer { uri: source.to_string(), detail });
+    }
     let md5 = etag.as_deref().and_then(Checksum::md5_from_etag);
     let version = match (etag, object.last_modified()) {
         (Some(etag), _) => Version::Etag(etag.into()),
@@ -338,6 +356,16 @@ mod tests {
     }
 
     #[test]
+    fn a_region_is_a_name() {
+        for region in ["us-east-1", "RegionOne", "auto", "garage_1", "a.b"] {
+            assert!(is_region(region), "{region}");
+        }
+        for none in ["", "us-east-1\n", "a b", "ü", "a/b", &"x".repeat(64)] {
+            assert!(!is_region(none), "{none}");
+        }
+    }
+
+    #[test]
     fn keys_that_would_become_others_are_refused() {
         for key in ["k", "m/a.bin", "m/ü?#%20", ".a/b..", "x"] {
             assert_eq!(location("u", key).expect(key).as_ref(), key);
@@ -357,6 +385,10 @@ mod tests {
         assert_eq!(listed.version, Version::Modified(7));
         let listed = entry(&source, &object().e_tag("x").last_modified(modified).build()).expect("an entry");
         assert_eq!(listed.version, Version::Etag("\"x\"".into()));
+        for etag in ["\"a\nb\"", "\"a\u{1b}\"", "\"ü\""] {
+            let told = entry(&source, &object().e_tag(etag).build()).expect_err("no header");
+            assert!(matches!(told, Error::BadAnswer { .. }) && !told.to_string().contains(['\n', '\u{1b}']), "{told}");
+        }
         let told = entry(&source, &object().build()).expect_err("nothing to hold it to");
         assert!(matches!(told, Error::Settings { .. }), "{told:?}");
         assert!(told.to_string().contains("lists `m/a` with neither an ETag nor a LastModified"), "{told}");
