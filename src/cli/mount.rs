@@ -38,8 +38,8 @@ pub fn run(console: Console, store: &Path, args: &Mount, verbose: u8) -> Result<
         store,
         ..Config::default()
     };
-    console.note(&format!("models appear in `{}` until Ctrl-C", directory.display()));
-    let ran = daemon::run(&Loaded::of(config));
+    let serving = || console.note(&format!("models appear in `{}` until Ctrl-C", directory.display()));
+    let ran = daemon::run(&Loaded::of(config), serving);
     for directory in [sockets.join("use"), sockets.join("admin"), sockets] {
         let _ = std::fs::remove_dir(directory);
     }

@@ -391,7 +391,12 @@ const fn lasting(lasts: Lasts) -> Duration {
 impl Filesystem for Mounted {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // As the keeper has it, but that passthrough needs a word more.
-        let wanted = InitFlags::from_bits_truncate(WANTED) - InitFlags::FUSE_PASSTHROUGH;
+        let mut wanted = InitFlags::from_bits_truncate(WANTED) - InitFlags::FUSE_PASSTHROUGH;
+        if !rustix::process::geteuid().is_root() {
+            // With it the kernel says of no request whose it is (since Linux 6.12), and fuser, which lets
+            // nobody but the user of a user's mount in, refuses them all.
+            wanted -= InitFlags::FUSE_ALLOW_IDMAP;
+        }
         let offered = config.capabilities();
         let _ = config.add_capabilities(wanted & offered);
         let passes = offered.contains(InitFlags::FUSE_PASSTHROUGH)

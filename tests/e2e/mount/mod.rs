@@ -9,6 +9,7 @@ mod privileges;
 mod readers;
 mod restart;
 mod sealed;
+mod user;
 
 pub use kept::Kept;
 

@@ -3,6 +3,7 @@
 
 mod contract;
 pub mod http;
+mod hung;
 mod leases;
 mod metrics;
 mod offline;
@@ -369,7 +370,7 @@ impl Drop for Node {
 }
 
 /// Detaches everything that is mounted below a directory, the last mount first.
-fn unmount_below(directory: &Path) {
+pub fn unmount_below(directory: &Path) {
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let at = table.lines().rev().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
     for at in at.filter(|at| at.starts_with(directory)) {
