@@ -18,7 +18,7 @@ use super::residency::Resident;
 use super::{Cache, blocking};
 use crate::domain::{Digest, Source};
 use crate::fetch::Selection;
-use crate::report::Failure;
+use crate::report::{Failure, named};
 use crate::store;
 
 /// The first wait after a failure; each is twice the one before.
@@ -142,6 +142,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     entries: Mutex<HashMap<String, Entry>>,
+    /// Entries that mean nothing.
+    refused: Mutex<Vec<WantedState>>,
 }
 
 impl Wanted {
@@ -203,7 +205,8 @@ impl Cache {
                 _ => {
                     let source = want.source.to_string();
                     let (cache, own) = (Arc::clone(self), key.clone());
-                    let task = tokio::spawn(async move { cache.bring(&own, &want).await }).abort_handle();
+                    let task =
+                        tokio::spawn(named("wanted", async move { cache.bring(&own, &want).await })).abort_handle();
                     Entry { source, lists, state: Progressing::Waiting, message: None, task }
                 }
             };
@@ -212,6 +215,15 @@ impl Cache {
         drop(entries);
         self.residency.changed();
         Ok(())
+    }
+
+    /// Shows the entries of a list that cannot be meant, with why, in place of those before.
+    pub fn refuse(&self, list: List, entries: impl Iterator<Item = (String, String)>) {
+        let mut refused = super::lock(&self.wanted.refused);
+        refused.retain(|entry| entry.list != list);
+        let failed =
+            |(source, why)| WantedState { source, list, pin: false, state: Progressing::Failed, message: Some(why) };
+        refused.extend(entries.map(failed));
     }
 
     fn stands(&self, key: &str, state: Progressing, message: Option<String>) {
@@ -259,7 +271,7 @@ impl Cache {
             };
             entries.iter().map(known).collect()
         };
-        let mut states = Vec::new();
+        let mut states = super::lock(&self.wanted.refused).clone();
         for (key, source, lists, state, message) in known {
             let (state, message) = if state == Progressing::Ready && self.resident_and_staying(&key)?.is_none() {
                 self.gone(&key)

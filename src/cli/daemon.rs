@@ -12,10 +12,11 @@ use crate::report::{Exit, Failure};
 pub fn run(console: Console, store: Option<&Path>, args: &Daemon) -> Result<Exit, Failure> {
     let loaded = Config::load(args.config.as_deref(), store, &|name| std::env::var(name).ok())?;
     if !args.check {
-        return daemon::run(&loaded);
+        return daemon::run(&loaded, || {});
     }
+    loaded.check()?;
     if console.json {
-        console.event(&loaded.to_json());
+        console.row(&loaded.to_json());
     } else {
         console.data(&loaded.told());
     }

@@ -77,24 +77,34 @@ impl Reader<'_> {
             let set_by = self.set_by(at);
             let whose = format!("`{name}`");
             let start = value.span().start;
-            let reasons = match setting.read {
-                Some(read) => self.settling.read(setting, read, Raw::Toml(value), set_by),
-                None => self.prefetch(setting, value, set_by),
+            let Some(read) = setting.read else {
+                self.prefetch(setting, value, set_by);
+                continue;
             };
-            for reason in reasons {
+            for reason in self.settling.read(setting, read, Raw::Toml(value), set_by) {
                 self.wrong(&reason, &whose, setting.form, start);
             }
         }
     }
 
-    fn prefetch(&mut self, setting: &Setting, value: &toml::Spanned<DeValue<'_>>, set_by: SetBy) -> Vec<Wrong> {
-        let (entries, reasons) = prefetch::read(value);
-        for entry in entries {
-            let set_by = self.set_by(entry.at);
-            self.settling.prefetch(entry.prefetch, set_by, self.lines.line(entry.source_at));
+    fn prefetch(&mut self, setting: &Setting, value: &toml::Spanned<DeValue<'_>>, set_by: SetBy) {
+        let start = value.span().start;
+        for entry in prefetch::read(value) {
+            let (set_by, line) = (self.set_by(entry.at), self.lines.line(entry.source_at));
+            let told = entry.wrong.iter().filter_map(|reason| {
+                let line = self.line_of(reason, start)?;
+                let sentence = reason.sentence(&format!("`{}`", setting.name), setting.form);
+                if reason.vital {
+                    self.settling.problems.in_line(line, sentence.clone());
+                } else {
+                    self.settling.problems.of_prefetch(line, sentence.clone());
+                }
+                Some(sentence)
+            });
+            let why = told.collect::<Vec<_>>();
+            self.settling.prefetch(entry.prefetch, entry.shown, why, set_by, line);
         }
         self.settling.set(setting, set_by);
-        reasons
     }
 
     fn set_by(&self, at: usize) -> SetBy {
@@ -102,12 +112,17 @@ impl Reader<'_> {
     }
 
     fn wrong(&mut self, wrong: &Wrong, whose: &str, form: &str, at: usize) {
+        if let Some(line) = self.line_of(wrong, at) {
+            self.settling.problems.in_line(line, wrong.sentence(whose, form));
+        }
+    }
+
+    /// The line in which it is told; `None` where it may come of a broken one.
+    fn line_of(&self, wrong: &Wrong, at: usize) -> Option<usize> {
         let line = self.lines.line(wrong.at.unwrap_or(at));
         // Behind a broken line, a key may have landed in the wrong table.
         let doubtful = wrong.unsure && self.broken.first().is_some_and(|first| *first < line);
-        if !self.broken.contains(&line) && !doubtful {
-            self.settling.problems.in_line(line, wrong.sentence(whose, form));
-        }
+        (!self.broken.contains(&line) && !doubtful).then_some(line)
     }
 }
 

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use super::prefetch::{Prefetch, Refused};
 use super::problem::{Problems, Wrong};
 use super::setting::{SETTINGS, Setting};
 use super::value::{self, Raw};
-use super::{Config, Prefetch, document};
+use super::{Config, document};
 use crate::report::Failure;
 
 /// Where the settings are if nobody says so; it may be absent.
@@ -58,14 +59,27 @@ pub struct Loaded {
     pub(super) set_by: Vec<SetBy>,
     /// One for each entry of `prefetch`.
     prefetch_set_by: Vec<SetBy>,
+    /// Entries of `prefetch` that are left out.
+    pub refused: Vec<Refused>,
+    /// What is wrong with them, as `--check` says it.
+    complaint: Option<Failure>,
 }
 
 impl Loaded {
+    /// Whether everything is right, the wishes too, without which a daemon starts all the same.
+    ///
+    /// # Errors
+    /// What is wrong, one line each.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.complaint.clone().map_or(Ok(()), Err)
+    }
+
     /// Settings that no file has.
     #[must_use]
     pub fn of(config: Config) -> Self {
         let prefetch_set_by = vec![SetBy::Default; config.prefetch.len()];
-        Self { config, file: None, set_by: vec![SetBy::Default; SETTINGS.len()], prefetch_set_by }
+        let set_by = vec![SetBy::Default; SETTINGS.len()];
+        Self { config, file: None, set_by, prefetch_set_by, refused: Vec::new(), complaint: None }
     }
 
     /// Where a setting has its value from; `None` for a name that is none. Of `prefetch` it is the
@@ -124,12 +138,21 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 pub(super) struct Settling {
     config: Config,
     set_by: Vec<SetBy>,
-    prefetch_set_by: Vec<SetBy>,
-    /// The line of each entry's source.
-    source_lines: Vec<usize>,
+    prefetches: Vec<Wish>,
     pub problems: Problems,
     /// Settings with a wrong value: what they hold means nothing.
     wrong: BTreeSet<&'static str>,
+}
+
+/// An entry of `prefetch` while it is read.
+struct Wish {
+    prefetch: Option<Prefetch>,
+    shown: String,
+    /// What is wrong with it.
+    why: Vec<String>,
+    set_by: SetBy,
+    /// The line of its source.
+    line: usize,
 }
 
 impl Default for Settling {
@@ -137,8 +160,7 @@ impl Default for Settling {
         Self {
             config: Config::default(),
             set_by: vec![SetBy::Default; SETTINGS.len()],
-            prefetch_set_by: Vec::new(),
-            source_lines: Vec::new(),
+            prefetches: Vec::new(),
             problems: Problems::default(),
             wrong: BTreeSet::new(),
         }
@@ -178,11 +200,16 @@ impl Settling {
         }
     }
 
-    /// Takes an entry whose source stands in that line.
-    pub fn prefetch(&mut self, prefetch: Prefetch, set_by: SetBy, source_line: usize) {
-        self.config.prefetch.push(prefetch);
-        self.prefetch_set_by.push(set_by);
-        self.source_lines.push(source_line);
+    /// Takes an entry whose source stands in that line, with what is wrong with it.
+    pub fn prefetch(
+        &mut self,
+        prefetch: Option<Prefetch>,
+        shown: String,
+        why: Vec<String>,
+        set_by: SetBy,
+        line: usize,
+    ) {
+        self.prefetches.push(Wish { prefetch, shown, why, set_by, line });
     }
 
     /// Applies the variables.
@@ -226,24 +253,37 @@ impl Settling {
             let sentence = "`admin_socket` is the same as `socket`: want another directory, which pods do not mount";
             self.contradiction(&["admin_socket", "socket"], sentence.to_owned());
         }
-        if self.right(&["sources"]) {
-            for (prefetch, line) in self.config.prefetch.iter().zip(&self.source_lines) {
-                if !self.config.allows(&prefetch.source) {
-                    let shown = value::shown(&prefetch.source.to_string());
-                    let sentence = format!(
-                        "`source` of [[prefetch]] is {shown}: `sources` does not allow it, add a prefix of it there"
-                    );
-                    self.problems.in_line(*line, sentence);
+        let known = self.right(&["sources"]);
+        let (mut prefetch_set_by, mut refused) = (Vec::new(), Vec::new());
+        for mut wish in std::mem::take(&mut self.prefetches) {
+            if let Some(prefetch) =
+                wish.prefetch.as_ref().filter(|prefetch| known && !self.config.allows(&prefetch.source))
+            {
+                let shown = value::shown(&prefetch.source.to_string());
+                let sentence = format!(
+                    "`source` of [[prefetch]] is {shown}: `sources` does not allow it, add a prefix of it there"
+                );
+                self.problems.of_prefetch(wish.line, sentence.clone());
+                wish.why.insert(0, sentence);
+            }
+            match wish.prefetch {
+                Some(prefetch) if wish.why.is_empty() => {
+                    self.config.prefetch.push(prefetch);
+                    prefetch_set_by.push(wish.set_by);
                 }
+                _ => refused.push(Refused { source: wish.shown, why: wish.why.join("; ") }),
             }
         }
+        let vital = self.problems.are_vital();
         match self.problems.failure(file) {
-            Some(failure) => Err(failure),
-            None => Ok(Loaded {
+            Some(failure) if vital => Err(failure),
+            complaint => Ok(Loaded {
                 config: self.config,
                 file: file.map(Path::to_owned),
                 set_by: self.set_by,
-                prefetch_set_by: self.prefetch_set_by,
+                prefetch_set_by,
+                refused,
+                complaint,
             }),
         }
     }

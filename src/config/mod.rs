@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use self::load::{DEFAULT_PATH, FILE_LEN_MAX, Loaded, SetBy};
 pub use self::policy::{Caller, Rule};
-pub use self::prefetch::Prefetch;
+pub use self::prefetch::{Prefetch, Refused};
 pub use self::setting::{SETTINGS, Setting, example};
 use crate::domain::Source;
 use crate::report::Failure;
@@ -136,6 +136,12 @@ impl Default for Config {
     }
 }
 
+/// A tracing filter that compiles, as the setting `log` takes it.
+#[must_use]
+pub fn log_filter(text: &str) -> Option<String> {
+    value::filter(value::Raw::Text(text)).ok()
+}
+
 impl Config {
     /// Reads the settings: defaults, then the file, then the environment, then `--store`. Without a
     /// path it is [`DEFAULT_PATH`], which may be absent. `environment` looks a variable up; an empty
@@ -143,6 +149,9 @@ impl Config {
     ///
     /// Reads one file of at most [`FILE_LEN_MAX`] bytes, so it may be called again for a list of
     /// prefetches that changed.
+    ///
+    /// What is wrong with an entry of the prefetch list costs that entry alone: it is in
+    /// [`Loaded::refused`], and [`Loaded::check`] says it.
     ///
     /// # Errors
     /// Everything that is wrong, one line each, with where it stands and what is wanted

@@ -26,38 +26,57 @@ pub struct Prefetch {
 /// What an entry may hold.
 pub(super) const KEYS: [&str; 4] = ["source", "include", "exclude", "pin"];
 
-/// An entry and where it stands, in bytes.
-pub(super) struct Entry {
-    pub prefetch: Prefetch,
-    pub at: usize,
-    pub source_at: usize,
+/// An entry that is left out, and why: it keeps no other from being brought, and no daemon from
+/// serving what is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Its source as far as there is one that may be shown.
+    pub source: String,
+    /// What is wrong with it, in words.
+    pub why: String,
 }
 
-/// Reads all entries. Those with a source are given back with whatever else is right of them, so that
-/// it can be said too if the source is not allowed.
-pub(super) fn read(value: &Spanned<DeValue<'_>>) -> (Vec<Entry>, Vec<Wrong>) {
-    let mut wrong = Vec::new();
-    let mut entries = Vec::new();
+/// An entry and where it stands, in bytes.
+pub(super) struct Entry {
+    /// Where there is a source, with whatever else is right, so that it can be said too if the source is
+    /// not allowed.
+    pub prefetch: Option<Prefetch>,
+    /// How its source is shown.
+    pub shown: String,
+    pub at: usize,
+    pub source_at: usize,
+    /// What is wrong with it.
+    pub wrong: Vec<Wrong>,
+}
+
+/// Reads all entries.
+pub(super) fn read(value: &Spanned<DeValue<'_>>) -> Vec<Entry> {
+    let none = |at: usize, wrong: Wrong| Entry {
+        prefetch: None,
+        shown: "[[prefetch]]".to_owned(),
+        at,
+        source_at: at,
+        wrong: vec![wrong],
+    };
     let Some(items) = value.get_ref().as_array() else {
         let is = if value.get_ref().is_table() { "is one table" } else { "is no list of tables" };
-        return (entries, vec![Wrong::form(is.to_owned())]);
+        return vec![none(value.span().start, Wrong::form(is.to_owned()))];
     };
-    for item in items {
-        match item.get_ref().as_table() {
-            Some(table) => entries.extend(entry(item.span().start, table, &mut wrong)),
-            None => {
-                wrong.push(Wrong::form("has something else than a table in it".to_owned()).at(Some(item.span().start)));
-            }
-        }
-    }
-    (entries, wrong)
+    let entry = |item: &Spanned<DeValue<'_>>| {
+        let at = item.span().start;
+        let not_one = || Wrong::form("has something else than a table in it".to_owned()).at(Some(at));
+        item.get_ref().as_table().map_or_else(|| none(at, not_one()), |table| entry(at, table))
+    };
+    items.iter().map(entry).collect()
 }
 
 fn whose(key: &str) -> String {
     format!("`{key}` of [[prefetch]]")
 }
 
-fn entry(at: usize, table: &DeTable<'_>, wrong: &mut Vec<Wrong>) -> Option<Entry> {
+fn entry(at: usize, table: &DeTable<'_>) -> Entry {
+    let mut gathered = Vec::new();
+    let wrong = &mut gathered;
     for (key, _) in table.iter().filter(|(key, _)| !KEYS.contains(&key.get_ref().as_ref())) {
         wrong.push(unknown(key));
     }
@@ -90,13 +109,24 @@ fn entry(at: usize, table: &DeTable<'_>, wrong: &mut Vec<Wrong>) -> Option<Entry
             ),
         }
     }
-    let (source_at, source) = source?;
-    Some(Entry { prefetch: Prefetch { source, include, exclude, pin }, at, source_at })
+    let text = table.get("source").and_then(|value| value.get_ref().as_str());
+    let shown = match (&source, text) {
+        (Some((_, source)), _) => source.to_string(),
+        (None, Some(text)) => value::shown(text).trim_matches('`').to_owned(),
+        (None, None) => "[[prefetch]]".to_owned(),
+    };
+    let source_at = source.as_ref().map_or(at, |(source_at, _)| *source_at);
+    let prefetch = source.map(|(_, source)| Prefetch { source, include, exclude, pin });
+    Entry { prefetch, shown, at, source_at, wrong: gathered }
 }
 
 fn unknown(key: &Spanned<std::borrow::Cow<'_, str>>) -> Wrong {
     let name = key.get_ref().as_ref();
-    let want = if SETTINGS.iter().any(|setting| setting.name == name) {
+    let settings = || SETTINGS.iter().map(|setting| setting.name);
+    // What was meant may be `policy`, without which more is allowed than was wanted.
+    let vital = settings().any(|setting| setting == name)
+        || (nearest(name, KEYS).is_none() && nearest(name, settings()).is_some());
+    let want = if settings().any(|setting| setting == name) {
         "it is a setting of its own: put it above the first [[prefetch]]".to_owned()
     } else if let Some(near) = nearest(name, KEYS) {
         format!("did you mean `{near}`?")
@@ -104,7 +134,7 @@ fn unknown(key: &Spanned<std::borrow::Cow<'_, str>>) -> Wrong {
         format!("an entry has only {}", KEYS.join(", "))
     };
     let of = format!("{} of [[prefetch]]", value::shown(name));
-    Wrong { unsure: true, ..Wrong::because("is unknown".to_owned(), want).of(of).at(Some(key.span().start)) }
+    Wrong { unsure: true, vital, ..Wrong::because("is unknown".to_owned(), want).of(of).at(Some(key.span().start)) }
 }
 
 fn read_source(value: &Spanned<DeValue<'_>>) -> Result<Source, Wrong> {

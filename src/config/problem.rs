@@ -20,12 +20,14 @@ pub(super) struct Wrong {
     pub want: Option<String>,
     /// Whether a broken line above may be the reason for it.
     pub unsure: bool,
+    /// Of an entry of `prefetch`: whether something else was meant, without which nothing may start.
+    pub vital: bool,
 }
 
 impl Wrong {
     /// A value that has not the setting's form.
     pub(super) fn form(is: String) -> Self {
-        Self { at: None, of: None, is, want: None, unsure: false }
+        Self { at: None, of: None, is, want: None, unsure: false, vital: false }
     }
 
     /// A value that is wrong for a reason of its own.
@@ -59,12 +61,25 @@ pub(super) struct Problems {
     /// By line; 0 for what is wrong with the file as a whole.
     in_file: Vec<(usize, String)>,
     elsewhere: Vec<String>,
+    /// Of those in the file, the ones that only cost an entry of `prefetch`.
+    harmless: usize,
 }
 
 impl Problems {
     /// One in a line of the file, counted from 1.
     pub(super) fn in_line(&mut self, line: usize, sentence: String) {
         self.in_file.push((line, sentence));
+    }
+
+    /// The same of an entry of `prefetch`, which is left out for it.
+    pub(super) fn of_prefetch(&mut self, line: usize, sentence: String) {
+        self.harmless += 1;
+        self.in_line(line, sentence);
+    }
+
+    /// Whether anything is wrong without which nothing may start.
+    pub(super) fn are_vital(&self) -> bool {
+        self.in_file.len() + self.elsewhere.len() > self.harmless
     }
 
     /// One that no line of the file shows.

@@ -31,7 +31,7 @@ fn write(file: &Path, text: &str) {
 
 #[track_caller]
 fn problems(text: &str, variables: &[(&str, &str)]) -> String {
-    let failure = read(text, variables, None).expect_err("problems");
+    let failure = read(text, variables, None).and_then(|loaded| loaded.check()).expect_err("problems");
     assert_eq!(failure.exit, Exit::Usage);
     failure.message
 }
@@ -249,6 +249,24 @@ source = "https://h/f?query-0123456789ab"
     larder.toml:9: `source` of [[prefetch]] is `https://h/f…`: this is how larder shows a URL with a query, and cannot be asked for: want the whole URL
     ");
     assert!(!problems(text, &[("LARDER_SOURCES", "nonsense")]).contains("does not allow"));
+}
+
+#[test]
+fn a_wrong_wish_costs_itself_alone_and_a_misplaced_setting_everything() {
+    let text = "[[prefetch]]\nsource = \"nowhere\"\n[[prefetch]]\nsource = \"s3://b/m\"\nexclude = [\"[\"]\n\
+                [[prefetch]]\nsource = \"file:///x\"\n[[prefetch]]\nsource = \"s3://b/n\"";
+    let loaded = read(text, &[], None).expect("settings");
+    let sources: Vec<String> = loaded.prefetch().map(|(entry, _)| entry.source.to_string()).collect();
+    assert_eq!(sources, ["s3://b/n"]);
+    let refused: Vec<&str> = loaded.refused.iter().map(|refused| refused.source.as_str()).collect();
+    assert_eq!(refused, ["nowhere", "s3://b/m", "file:///x"]);
+    assert!(loaded.refused[1].why.contains("unclosed character class"), "{:?}", loaded.refused);
+    assert!(loaded.refused[2].why.contains("does not allow it"), "{:?}", loaded.refused);
+    assert_eq!(loaded.check().expect_err("wrong").message.lines().count(), 3);
+    // What was meant to say who may ask for what is no wish.
+    for misplaced in ["policy = []", "sources = [\"s3://b/\"]", "polcy = []"] {
+        assert!(read(format!("[[prefetch]]\nsource = \"s3://b/m\"\n{misplaced}"), &[], None).is_err(), "{misplaced}");
+    }
 }
 
 #[test]

@@ -101,23 +101,55 @@ fn a_changed_list_counts_without_a_restart() {
     assert_eq!(node.status()["pid"], pid);
 }
 
+/// A wrong entry is failed, and keeps neither the others nor the daemon from what they are there for.
 #[test]
-fn wrong_new_settings_keep_the_old_list() {
+fn a_wrong_entry_costs_itself_alone() {
     let origin = origin();
     let mut node = Node::at(&origin);
-    node.set_list(&entry("a", "pin = true"));
+    let address = node.listen();
+    let wrong =
+        ["[[prefetch]]\nsource = \"models/nowhere\"\n", &entry("c", "include = [\"[\"]"), "[[prefetch]]\npin = true\n"];
+    node.set_list(&(wrong.concat() + &entry("a", "pin = true")));
     node.start();
-    node.until("it is here", are(&[("a", "ready", true)]));
-    node.set_list(&[entry("b", ""), entry("c", "pinn = true")].concat());
+    let told = |status: &Value| -> Vec<(String, String)> {
+        let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        let entries = status["prefetch"].as_array().expect("a list").iter();
+        entries.map(|entry| (text(entry, "source"), text(entry, "state"))).collect()
+    };
+    let expected = |a: &str| {
+        [("[[prefetch]]", "failed"), ("models/nowhere", "failed"), ("s3://models/a/", a), ("s3://models/c/", "failed")]
+            .map(|(source, state)| (source.to_owned(), state.to_owned()))
+    };
+    let status = node.until("the right one is here", |status| told(status) == expected("ready"));
+    let message = |at: usize| status["prefetch"][at]["message"].as_str().expect("why").to_owned();
+    assert!(message(0).contains("has no `source`") && message(1).contains("want s3://"), "{status}");
+    assert!(message(3).contains("unclosed character class"), "{status}");
+    assert_eq!(listings(&origin, "c"), 0, "nothing of it is brought");
+    let scrape = super::http::ask_tcp(&address, "GET", "/metrics").expect("an answer").text();
+    assert!(scrape.contains("larder_failed_prefetches 3\n"), "{scrape}");
+    assert!(node.log().contains("left out"), "{}", node.log());
+    let shown = node.larder(&["status"]);
+    assert!(shown.stdout.contains("models/nowhere"), "{shown:?}");
+    // Who asks before a start hears of it.
+    let mut check = node.command(&["daemon", "--check", "--config"]);
+    let checked = crate::support::wait(check.arg(node.path("larder.toml")).spawn().expect("larder starts"));
+    assert_eq!(checked.code, Some(64), "{checked:?}");
+    assert!(checked.stderr.contains("has no `source`"), "{checked:?}");
+
+    // Corrected, it counts without a restart; and what is wrong beside the list keeps the old one.
+    node.set_list(&[entry("a", ""), entry("b", "pinn = true")].concat());
+    node.write_settings();
+    node.until("the new list", are(&[("a", "ready", false), ("b", "failed", false)]));
+    node.set("recheck", "\"soon\"");
+    node.set_list(&entry("c", ""));
     node.write_settings();
     let started = std::time::Instant::now();
     while !node.log().contains("the changed settings are wrong, the list stays as it was") {
         assert!(started.elapsed() < super::PATIENCE, "{}", node.log());
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    assert!(node.log().contains("did you mean `pin`?"), "{}", node.log());
-    assert!(are(&[("a", "ready", true)])(&node.status()));
-    assert_eq!((pinned(&node), listings(&origin, "b")), (vec!["s3://models/a/".to_owned()], 0));
+    assert!(are(&[("a", "ready", false), ("b", "failed", false)])(&node.status()));
+    assert!(pinned(&node).is_empty());
 
     // And the next change counts, with a word on what needs a restart.
     node.set("recheck", "\"1m\"");
