@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use larder_init::client::{self, Client};
@@ -19,8 +20,11 @@ use crate::report::text::{self, bytes, percent};
 use crate::report::{Exit, Failure};
 use crate::store::Store;
 
-/// A look at a large store takes a second; beyond this the daemon hangs.
+/// A look at a large store takes a second, and more on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Then it is asked for what takes no look at all, and if it does not answer that either, it hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(4);
+const CHEAP_PATIENCE: Duration = Duration::from_secs(1);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How a terminal is drawn anew without flicker: from the upper left, what is left of each line and
 /// below the last one goes.
@@ -64,6 +68,9 @@ pub fn run(console: Console, store: Option<&Path>, args: &Status) -> Result<Exit
         }
         if !redraws && !console.json {
             console.data("\n");
+        }
+        if !console.is_heard() {
+            return Ok(Exit::Done);
         }
         said = loop {
             std::thread::sleep(WATCH_INTERVAL);
@@ -114,7 +121,23 @@ fn find(store: Option<&Path>, flag: Option<&Path>) -> Result<(Client, String), F
 }
 
 fn ask(client: &Client) -> Result<String, client::Error> {
-    client.call("GET", "/v1/status", None)?.text()
+    let (sender, answered) = mpsc::channel();
+    let asked = client.clone();
+    // One that is not waited for to the end goes with the process.
+    std::thread::spawn(move || sender.send(asked.call("GET", "/v1/status", None).and_then(client::Answer::text)));
+    if let Ok(answer) = answered.recv_timeout(HANGS_AFTER) {
+        return answer;
+    }
+    let cheap = Limits { answer_within: CHEAP_PATIENCE, silence_max: CHEAP_PATIENCE };
+    client.clone().limits(cheap).call("GET", "/v1/openapi.json", None).map_err(|error| match error {
+        client::Error::Broken { socket, .. } => {
+            let seconds = (HANGS_AFTER + CHEAP_PATIENCE).as_secs();
+            let what = format!("not a word within {seconds} s, so it is stopped or hangs");
+            client::Error::Unreachable { socket, source: io::Error::new(io::ErrorKind::TimedOut, what) }
+        }
+        other => other,
+    })?;
+    answered.recv().unwrap_or_else(|_| client.call("GET", "/v1/status", None)?.text())
 }
 
 fn unreachable(socket: &Path, error: client::Error) -> Failure {
@@ -126,6 +149,10 @@ fn unreachable(socket: &Path, error: client::Error) -> Failure {
                 "run this as root, or as the user that the daemon runs as",
             )
         }
+        client::Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::TimedOut => Failure {
+            hint: Some("its log may say why; to kill it and start it again costs nothing that is here".to_owned()),
+            ..peer::failure_of(error)
+        },
         _ => Failure {
             hint: Some("`larder daemon` starts one; --socket and LARDER_SOCKET say where it listens".to_owned()),
             ..peer::failure_of(error)
@@ -138,8 +165,9 @@ fn screen(told: &Told, now: SystemTime) -> String {
     let Told { version, pid, state, started, store, socket, cache } = told;
     let up = text::duration(since(now, *started));
     let mut parts = vec![format!(
-        "larder {version} at {}: {state}, pid {pid}, up {up}\n{}{}{}",
+        "larder {version} at {}: {state}, pid {pid}, up {up}\n{}{}{}{}",
         socket.display(),
+        cache.read_only.as_deref().map(read_only).unwrap_or_default(),
         disk(store, &cache.disk),
         cache.mount.as_ref().map(mount).unwrap_or_default(),
         counts(cache)
@@ -196,6 +224,10 @@ fn inodes_of(inodes: &DiskInodes) -> String {
             format!("{} reserved for pulls", inodes.reserved),
         ],
     )
+}
+
+fn read_only(why: &str) -> String {
+    section("trouble", &[format!("the store is read-only: {why}"), "nothing is pulled or evicted".to_owned()])
 }
 
 fn mount(mount: &MountStatus) -> String {
