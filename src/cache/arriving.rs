@@ -18,7 +18,7 @@ use super::owner::Life;
 use super::{Cache, blocking, lock};
 use crate::domain::{Digest, Source};
 use crate::fetch::{Selection, TakeBack};
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, named};
 use crate::store::{self, ObjectId, SourceRecord};
 
 /// A listing nobody has a lease of is kept coming for this long after the last read.
@@ -152,7 +152,7 @@ impl Cache {
         let one = Arc::new(One { read, seat: Mutex::new(seat), state });
         now.insert(id, Arc::clone(&one));
         let (cache, record, state) = (Arc::clone(self), Arc::clone(record), one.state.subscribe());
-        tokio::spawn(async move { cache.keep(id, &record, &one).await });
+        tokio::spawn(named("arriving", async move { cache.keep(id, &record, &one).await }));
         state
     }
 

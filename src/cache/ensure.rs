@@ -14,7 +14,7 @@ use super::{ARRIVING, Cache, blocking};
 use crate::domain::{Source, Text};
 use crate::fetch::{self, Outcome, Pull, Selection};
 use crate::remote::{self, Keys};
-use crate::report::{Exit, Failure, text};
+use crate::report::{Exit, Failure, named, text};
 use crate::store::SourceRecord;
 use crate::telemetry;
 
@@ -208,6 +208,16 @@ impl Cache {
             // Before the look: an answer that comes between the two may have brought another model.
             let answer = self.answers.within(&key, self.recheck);
             let (here, pinned) = wish.waits.on(DISK, self.find(&id)).await?;
+            let unwritable = self.store().unwritable();
+            if let (Some(why), Some(resident), false) = (&unwritable, &here, wish.fresh || wish.keys.is_some()) {
+                // What its origin has by now could not be kept.
+                let message =
+                    format!("`{}` is given as it is here: nothing newer can be kept, because {why}", wish.source);
+                tell(Event::Warning { message });
+                if let Some(granted) = self.grant(wish, resident, None, started, tell).await? {
+                    return Ok((granted, telemetry::Outcome::Stale));
+                }
+            }
             // Where the origin does not answer, nobody knows what somebody's own credentials are good for.
             let stand_in = here.as_ref().filter(|_| !wish.fresh && wish.keys.is_none());
             if let Some(resident) = here.as_ref().filter(|_| !wish.fresh) {
@@ -476,7 +486,7 @@ impl Cache {
         // In a task of its own, because those who wait must hear of a panic too.
         let pull = {
             let (cache, flight, id) = (Arc::clone(&self), Arc::clone(&flight), id.clone());
-            tokio::spawn(async move { cache.pull(&wish, &id, &flight).await })
+            tokio::spawn(named("pull", async move { cache.pull(&wish, &id, &flight).await }))
         };
         let abort = pull.abort_handle();
         let measured = flight.measure(|bytes| self.metrics.origin_bytes(bytes));
@@ -500,6 +510,7 @@ impl Cache {
     }
 
     async fn pull(&self, wish: &Wish, id: &str, flight: &Arc<Flight>) -> Result<Outcome, fetch::Error> {
+        self.store().check_writable()?;
         if self.residency.store.has_unproven()
             && let Some(record) = self.residency.store.view().source(id)?
             && self.residency.store.is_unproven(&record)

@@ -403,6 +403,9 @@ impl Residency {
     /// [`store::Error::Io`].
     pub fn keep_below(&self) -> Result<Pressure, store::Error> {
         let _turn = lock(&self.turn);
+        if self.store.unwritable().is_some() {
+            return Ok(Pressure::None);
+        }
         let mut rounds = 0;
         loop {
             let space = self.store.space()?;
@@ -553,6 +556,7 @@ impl Drop for Marked {
 
 impl Room for Residency {
     fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, fetch::Error> {
+        store.check_writable()?;
         let _turn = lock(&self.turn);
         let needed = self.ledger.additional(&wants);
         let mut wanted: HashSet<String> = wants.objects.iter().map(|(id, _)| id.file_id()).collect();

@@ -88,6 +88,10 @@ impl Cache {
 
     async fn keep_place(self: &Arc<Self>, place: Place) -> Result<(), Failure> {
         let cache = Arc::clone(self);
+        // Where nothing can be written, the next start looks at some once more.
+        if cache.store().unwritable().is_some() {
+            return Ok(());
+        }
         blocking(move || Ok(cache.store().note(Shelf::State, NOTE, &place)?)).await
     }
 

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::Cache;
 use super::event::Moving;
 use super::mounted::MountStatus;
-use super::wanted::WantedState;
+use super::wanted::{Progressing, WantedState};
 use crate::domain::Digest;
+use crate::report::output;
 use crate::report::text::unix;
 use crate::store::{self, Census};
 use crate::telemetry::{self, Gauges, Totals};
@@ -124,6 +125,9 @@ pub struct UnreadableStatus {
 pub struct Status {
     /// The disk.
     pub disk: Disk,
+    /// Why nothing can be written to the store; null where it can.
+    #[serde(default)]
+    pub read_only: Option<String>,
     /// Complete models.
     pub models: u64,
     /// Pinned sources and models.
@@ -262,6 +266,7 @@ impl Cache {
         leases.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
         Ok(Status {
             disk,
+            read_only: self.store().unwritable(),
             models: census.entries.iter().filter(|entry| entry.manifest.is_some()).count() as u64,
             pins,
             mount: self.mount_status(),
@@ -325,6 +330,9 @@ impl Cache {
             pins: status.pins,
             models: status.models,
             damaged_blobs: status.damaged_blobs,
+            failed_prefetches: status.prefetch.iter().filter(|entry| entry.state == Progressing::Failed).count() as u64,
+            is_read_only: status.read_only.is_some(),
+            lost_log_lines: output::lines_lost(),
             mount: status.mount.as_ref().map(Into::into).unwrap_or_default(),
         }))
     }

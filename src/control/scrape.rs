@@ -46,7 +46,11 @@ async fn metrics(api: &Arc<Api>) -> Response<Body> {
 async fn health(api: &Arc<Api>) -> Response<Body> {
     let cache = Arc::clone(&api.cache);
     match api.looks.health(move || cache.store().space()).await {
-        Ok(Ok(_)) => answer::text(StatusCode::OK, PLAIN, "healthy\n"),
+        // No reason to start it again: it serves what is here, and another start would not do better.
+        Ok(Ok(_)) => match api.cache.store().unwritable() {
+            Some(why) => answer::text(StatusCode::OK, PLAIN, format!("read-only: {why}\n")),
+            None => answer::text(StatusCode::OK, PLAIN, "healthy\n"),
+        },
         Ok(Err(error)) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{error}\n")),
         Err(failure) => answer::text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{}\n", failure.message)),
     }

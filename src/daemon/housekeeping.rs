@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Pressure};
+use crate::store::{self, Store, Turn};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How often a disk that stays too full is complained of.
@@ -48,6 +49,7 @@ async fn disk(cache: &Arc<Cache>) {
         }
         let looked = Arc::clone(cache);
         let looked = tokio::task::spawn_blocking(move || {
+            look_again(looked.store())?;
             // What cannot be removed yet is passed over meanwhile.
             if let Err(error) = looked.store().drop_unreadable() {
                 tracing::debug!(%error, "a damaged document stays");
@@ -79,7 +81,7 @@ async fn disk(cache: &Arc<Cache>) {
             Err(panic) => tracing::error!(%panic, "looking after the store failed"),
         }
         let quiet = quiet_since.elapsed() > QUIET_BEFORE_SYNC;
-        if unsynced && (quiet || synced.elapsed() > SYNC_AT_LAST) {
+        if unsynced && cache.store().unwritable().is_none() && (quiet || synced.elapsed() > SYNC_AT_LAST) {
             // While pulls run, only what the kernel has written by itself.
             match cache.settle(quiet).await {
                 Ok(_) => unsynced = !quiet,
@@ -88,4 +90,22 @@ async fn disk(cache: &Arc<Cache>) {
             synced = Instant::now();
         }
     }
+}
+
+/// Tells when the store cannot be written any more, and takes it up where it can be again.
+fn look_again(store: &Store) -> Result<(), store::Error> {
+    match store.look_again() {
+        Some(Turn::Unwritable(why)) => {
+            tracing::error!(
+                "the store is read-only now, {why}: what is here is given out, and nothing is pulled or evicted"
+            );
+        }
+        Some(Turn::Writable(recovered)) => {
+            tracing::info!("the store can be written again");
+            super::tell_recovered(&recovered);
+            super::tell_recovered(&store.prove()?);
+        }
+        None => {}
+    }
+    Ok(())
 }

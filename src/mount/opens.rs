@@ -7,7 +7,7 @@
 //! said so, closes nothing else.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -57,7 +57,12 @@ impl Opens {
             Ok(map) => map,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "open files are not remembered across a restart");
-                MmapOptions::new().len(TABLE_LEN).map_anon()?
+                let mut map = MmapOptions::new().len(TABLE_LEN).map_anon()?;
+                // What an earlier life left counts, also where nothing can be written.
+                if File::open(path).and_then(|mut file| file.read_exact(&mut map)).is_err() {
+                    map.fill(0);
+                }
+                map
             }
         };
         let mut state = State { map, free: Vec::new(), unslotted: 0 };

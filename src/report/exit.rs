@@ -155,6 +155,11 @@ impl From<store::Error> for Failure {
                 message,
                 "`df -i` shows them: delete files there (`larder rm` deletes what `larder ls` shows), or use a file system with more of them with --store",
             ),
+            E::Unwritable { .. } => Self::hinted(
+                Exit::Disk,
+                message,
+                "what is here is given out; check the disk and mount it writable: the daemon sees that by itself",
+            ),
             E::Io { .. } if full => {
                 Self::hinted(Exit::Disk, message, "make room: what has arrived stays, the next call goes on from there")
             }

@@ -128,6 +128,14 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// The same where nothing can be written: nothing is mended, and nothing can be appended.
+    pub(super) fn open_unwritten(layout: &Layout) -> Result<Self, Error> {
+        let path = layout.catalog();
+        let file = File::open(&path).at("open", &path)?;
+        let Loaded { index, lines, dropped } = load(&file, &path)?;
+        Ok(Self { file, index, lines, dropped })
+    }
+
     /// Writes the log anew with what the index has, line by line.
     fn rewrite(&mut self, layout: &Layout) -> Result<(), Error> {
         let path = layout.catalog();

@@ -68,6 +68,14 @@ pub enum Error {
         /// Bytes that are read back.
         len_max: u64,
     },
+    /// Nothing can be written there.
+    #[error("the store `{path}` is read-only: {why}", path = path.display())]
+    Unwritable {
+        /// The store's directory.
+        path: PathBuf,
+        /// What keeps it from being written.
+        why: String,
+    },
     /// Bytes on disk are not what their name says.
     #[error("blob {digest} is damaged on disk: {detail}")]
     Damaged {

@@ -4,7 +4,7 @@
 //! is no such thing as a stale lock.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,7 @@ const OWNER_LEN_MAX: u64 = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
+    socket: Option<PathBuf>,
 }
 
 impl Lock {
@@ -36,22 +37,42 @@ impl Lock {
             .mode(0o644)
             .open(&path)
             .at("open the lock", &path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let (owner, socket) = read(&mut file);
-                return Err(Error::Busy { path: layout.base().to_owned(), owner, socket });
-            }
-            Err(errno) => return Err(errno).at("lock", &path),
-        }
+        hold(&mut file, layout)?;
+        let lock = Self { _file: file, socket: socket.map(Path::to_owned) };
+        // Best effort: on a full disk `larder rm` must still get in.
+        let _ = lock.name(layout);
+        Ok(lock)
+    }
+
+    /// The same where nothing can be written, the owner's name neither.
+    pub(super) fn take_unwritten(layout: &Layout, socket: Option<&Path>) -> Result<Self, Error> {
+        let path = layout.lock();
+        let mut file = File::open(&path).at("open the lock", &path)?;
+        hold(&mut file, layout)?;
+        Ok(Self { _file: file, socket: socket.map(Path::to_owned) })
+    }
+
+    /// Writes down who has it.
+    pub(super) fn name(&self, layout: &Layout) -> Result<(), Error> {
         let command: Vec<String> = std::env::args().take(2).collect();
         let name = command.first().map_or("larder", |path| path.rsplit('/').next().unwrap_or(path));
         let verb = command.get(1).map_or("", String::as_str);
         let mut owner = format!("pid {} (`{}`)\n", std::process::id(), format!("{name} {verb}").trim());
-        owner.extend(socket.map(|socket| format!("{SOCKET_WORD}{}\n", socket.display())));
-        // Best effort: on a full disk `larder rm` must still get in.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(owner.as_bytes()));
-        Ok(Self { _file: file })
+        owner.extend(self.socket.iter().map(|socket| format!("{SOCKET_WORD}{}\n", socket.display())));
+        let path = layout.lock();
+        let written = OpenOptions::new().write(true).truncate(true).open(&path);
+        written.and_then(|mut file| file.write_all(owner.as_bytes())).at("write", &path)
+    }
+}
+
+fn hold(file: &mut File, layout: &Layout) -> Result<(), Error> {
+    match flock(&*file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let (owner, socket) = read(file);
+            Err(Error::Busy { path: layout.base().to_owned(), owner, socket })
+        }
+        Err(errno) => Err(errno).at("lock", layout.lock()),
     }
 }
 

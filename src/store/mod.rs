@@ -29,6 +29,7 @@ mod space;
 mod trees;
 mod unreadable;
 mod view;
+mod writable;
 mod writeback;
 
 use std::collections::{HashMap, HashSet};
@@ -57,6 +58,7 @@ pub use recovery::Recovered;
 pub use space::{Amount, Inodes, Space};
 pub use unreadable::Unreadable;
 pub use view::{Kept, Presence, View};
+pub use writable::Turn;
 pub use writeback::{WriteBack, dirty_budget};
 
 /// Blobs older than this are on the disk by the kernel's own flusher (`dirty_expire_centisecs`
@@ -71,7 +73,7 @@ const DOCUMENT_COUNT: u64 = 6;
 #[derive(Debug)]
 pub struct Store {
     view: View,
-    _lock: lock::Lock,
+    lock: lock::Lock,
     catalog: Arc<Mutex<catalog::Catalog>>,
     holds: Arc<hold::Holds>,
     /// Taken to change which manifests there are: publishing and forgetting exclude each other,
@@ -81,6 +83,7 @@ pub struct Store {
     recovered: Recovered,
     /// Marks whose blobs are out of every tree, as far as this process has seen to it.
     heeded: Mutex<HashMap<Digest, Option<CopyId>>>,
+    writable: writable::Writable,
 }
 
 impl Store {
@@ -105,23 +108,30 @@ impl Store {
     pub fn open_unproven(directory: &Path, socket: Option<&Path>) -> Result<Self, Error> {
         let layout = Layout::new(directory, BootId::current());
         refuse_foreign(&layout)?;
-        for directory in layout.directories() {
-            fsx::create_directories(&directory).at("create", &directory)?;
-        }
+        fsx::create_directories(layout.root()).at("create", layout.root())?;
         let lock = lock::Lock::take(&layout, socket)?;
         let met = unreadable::Met::default();
-        let mut recovered = recovery::recover(&layout, &met)?;
-        fsx::create_directories(&layout.fresh()).at("create", layout.fresh())?;
+        let mut recovered = writable::prepare(&layout, &met)?;
         let catalog = catalog::Catalog::open(&layout)?;
         recovered.catalog_lines_dropped = catalog.dropped();
+        Ok(Self::of(layout, lock, catalog, met, recovered))
+    }
+
+    fn of(
+        layout: Layout,
+        lock: lock::Lock,
+        catalog: catalog::Catalog,
+        met: unreadable::Met,
+        recovered: Recovered,
+    ) -> Self {
         let (catalog, holds, names) = (Arc::new(Mutex::new(catalog)), Arc::default(), Mutex::default());
         let view = View::new(layout, met, Arc::clone(&catalog));
-        let (observer, heeded) = (OnceLock::new(), Mutex::default());
-        let store = Self { view, _lock: lock, catalog, holds, names, observer, recovered, heeded };
+        let (observer, heeded, writable) = (OnceLock::new(), Mutex::default(), writable::Writable::default());
+        let store = Self { view, lock, catalog, holds, names, observer, recovered, heeded, writable };
         if let Err(error) = store.heed() {
             tracing::warn!(%error, "what is known to be damaged could not be taken out of every model's directory");
         }
-        Ok(store)
+        store
     }
 
     /// Hashes what another boot left unproven, and mends or removes what shows it. Takes as long

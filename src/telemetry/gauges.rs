@@ -42,6 +42,12 @@ pub struct Gauges {
     pub models: u64,
     /// Blobs that models lack.
     pub damaged_blobs: u64,
+    /// Entries of the lists of what to have that failed.
+    pub failed_prefetches: u64,
+    /// Whether nothing can be written to the store.
+    pub is_read_only: bool,
+    /// Lines of the log that were lost since the start of the process.
+    pub lost_log_lines: u64,
     /// The mount, or zeros where there is none.
     pub mount: Mount,
 }
@@ -100,7 +106,7 @@ impl Mount {
 impl Gauges {
     /// A registry of these values alone; one for each scrape, so that two at once do not mix.
     pub(super) fn registry(&self) -> Registry {
-        let rows: [(Metric, u64); 23] = [
+        let rows: [(Metric, u64); 25] = [
             (table::PULLS_IN_FLIGHT, self.pulls_in_flight),
             (table::CALLERS_WAITING, self.callers_waiting),
             (table::DISK_BYTES, self.disk_bytes),
@@ -121,12 +127,15 @@ impl Gauges {
             (table::PINS, self.pins),
             (table::MODELS, self.models),
             (table::DAMAGED_BLOBS, self.damaged_blobs),
+            (table::FAILED_PREFETCHES, self.failed_prefetches),
+            (table::STORE_READ_ONLY, self.is_read_only.into()),
             (table::MOUNT_UP, self.mount.is_up.into()),
             (table::MOUNT_PASSTHROUGH, self.mount.passes.into()),
             (table::MOUNT_WAITING_READS, self.mount.reads_waiting),
         ];
         let mut registry = Registry::default();
         self.mount.register(&mut registry);
+        table::LOST_LOG_LINES.register(&mut registry, ConstCounter::new(self.lost_log_lines));
         for (metric, value) in rows {
             // The encoder fails beyond i64.
             metric.register(&mut registry, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));

@@ -112,6 +112,8 @@ table! {
         "Writes to the cluster's API server, by what was written and what came of it";
     CLUSTER_UP = Gauge "larder_cluster_up" None, [],
         "Whether the cluster is followed: 1, or 0 where the last list or watch failed, or none is wanted";
+    LOST_LOG_LINES = Counter "larder_lost_log_lines" None, [],
+        "Lines of the daemon's log that could not be written";
     PULLS_IN_FLIGHT = Gauge "larder_pulls_in_flight" None, [],
         "Pulls that run now";
     CALLERS_WAITING = Gauge "larder_callers_waiting" None, [],
@@ -152,6 +154,10 @@ table! {
         "Models that are here and complete";
     DAMAGED_BLOBS = Gauge "larder_damaged_blobs" None, [],
         "Files that are damaged or missing on disk and have not been fetched again";
+    FAILED_PREFETCHES = Gauge "larder_failed_prefetches" None, [],
+        "Models on a list of what to have that are wrong or could not be brought";
+    STORE_READ_ONLY = Gauge "larder_store_read_only" None, [],
+        "Whether nothing can be written to the store: 1, or 0 where it can";
     MOUNT_UP = Gauge "larder_mount_up" None, [],
         "Whether the mount is up: 1, or 0 where it is not, not yet, or not wanted";
     MOUNT_PASSTHROUGH = Gauge "larder_mount_passthrough" None, [],

@@ -240,6 +240,9 @@ fn each_value_read_at_a_scrape_is_shown_as_its_own() {
         pins: 12,
         models: 13,
         damaged_blobs: 19,
+        lost_log_lines: 21,
+        failed_prefetches: 20,
+        is_read_only: true,
         mount: Mount {
             is_up: true,
             passes: true,
@@ -268,6 +271,9 @@ fn each_value_read_at_a_scrape_is_shown_as_its_own() {
         ("larder_high_watermark_inodes", "24"),
         ("larder_reserved_bytes", "8"),
         ("larder_evictable_bytes", "9"),
+        ("larder_lost_log_lines_total", "21"),
+        ("larder_failed_prefetches", "20"),
+        ("larder_store_read_only", "1"),
         // As much as the encoder takes.
         ("larder_high_watermark_bytes", "9223372036854775807"),
         ("larder_leases", "11"),

@@ -3,6 +3,7 @@
 
 mod damage;
 mod kubelet;
+mod read_only;
 mod servers;
 mod stuck;
 mod told;
