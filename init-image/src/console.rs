@@ -41,10 +41,22 @@ impl Console {
         Self { json, quiet, began, next_line: began + LINE_FIRST, told_error: false }
     }
 
-    /// Text to stdout. A reader that went away must not keep a pod from starting.
+    /// Text to stdout, which is a log here: one that cannot be written must not keep a pod from starting.
     #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn data(&self, text: &str) {
         let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
+    /// The same where nothing else is wanted: how that ends.
+    pub fn print(&self, text: &str) -> ExitCode {
+        let mut stdout = std::io::stdout();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                let message = ["stdout cannot be written: ", &error.to_string()].concat();
+                self.failure(&Failure::new(failure::DISK, message))
+            }
+            _ => ExitCode::SUCCESS,
+        }
     }
 
     /// A line to stderr.

@@ -13,16 +13,15 @@ use std::process::ExitCode;
 
 use args::Command;
 use console::Console;
+use larder_init::failure::{self, Failure};
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(panicked));
     signals::end_when_told();
     let arguments = std::env::args_os().skip(1).collect();
     let settings = match args::parse(arguments, &|name| std::env::var_os(name)) {
         Ok(Command::Deliver(settings)) => settings,
-        Ok(Command::Print(text)) => {
-            Console::default().data(&text);
-            return ExitCode::SUCCESS;
-        }
+        Ok(Command::Print(text)) => return Console::default().print(&text),
         Err(failure) => return Console::default().failure(&failure),
     };
     let mut console = Console::new(settings.json, settings.quiet);
@@ -30,4 +29,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => console.failure(&failure),
     }
+}
+
+/// A panic in one line, and the exit code of a defect.
+fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    let (payload, place) = (info.payload(), info.location().map(ToString::to_string).unwrap_or_default());
+    let message = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    let sentence = ["a defect of larder-init: panic at ", &place, ": ", message.unwrap_or("no message")].concat();
+    Console::default().failure(&Failure::new(failure::DEFECT, sentence.replace(char::is_control, " ")));
+    std::process::exit(failure::DEFECT.into());
 }

@@ -1,5 +1,7 @@
 //! Where text goes: data to stdout, everything else to stderr, above the bars while there are some.
-#![expect(clippy::print_stderr, reason = "the one place that prints")]
+//!
+//! What cannot be written to stderr is lost. What cannot be written to stdout is told at the end, and
+//! in the exit code: by then everything that was asked for is done.
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
@@ -7,8 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike};
 
-use crate::report::Failure;
-use crate::report::text;
+use crate::report::{Exit, Failure, output, text};
 
 /// How to speak to whoever started us.
 #[derive(Debug, Clone, Copy)]
@@ -20,24 +21,50 @@ pub struct Console {
 }
 
 impl Console {
-    /// Data, as it is. A reader that went away (`larder ls | head`) ends the process quietly.
+    /// What a listing shows, as it is. A reader that has seen enough (`larder ls | head`) is no error.
     #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn data(self, text: &str) {
-        let mut out = io::stdout().lock();
-        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-            std::process::exit(0);
+        to_stdout(text, true);
+    }
+
+    /// The same as one JSON object on a line of its own.
+    pub fn row(self, value: &serde_json::Value) {
+        self.data(&format!("{value}\n"));
+    }
+
+    /// How somebody else's printing of a listing went.
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
+    pub fn printed(self, printed: io::Result<()>) {
+        if let Err(error) = printed.and_then(|()| io::stdout().flush()) {
+            note_unheard(&mut locked(&UNHEARD), error, true);
         }
     }
 
-    /// One JSON object on a line of its own.
+    /// What happens, as one JSON object on a line of its own.
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn event(self, value: &serde_json::Value) {
-        self.data(&format!("{value}\n"));
+        to_stdout(&format!("{value}\n"), false);
+    }
+
+    /// Whether what goes to stdout still arrives somewhere.
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
+    pub fn is_heard(self) -> bool {
+        locked(&UNHEARD).is_none()
+    }
+
+    /// How the process ends where `exit` is how the work went. Output that was lost is an error, but
+    /// none that hides another.
+    pub fn end(self, exit: Exit) -> Exit {
+        let Some(Unheard::Lost(error)) = &*locked(&UNHEARD) else { return exit };
+        let done = if exit == Exit::Done { ", though what was asked for is done" } else { "" };
+        self.say(&Failure::new(Exit::Disk, format!("stdout cannot be written{done}: {error}")));
+        if exit == Exit::Done { Exit::Disk } else { exit }
     }
 
     /// A line about what happens.
     pub fn note(self, line: &str) {
         if !self.quiet {
-            above_bars(|| eprintln!("{line}"));
+            above_bars(|| output::stderr(format!("{}\n", plain(line)).as_bytes()));
         }
     }
 
@@ -58,13 +85,46 @@ impl Console {
                 "exit_code": failure.exit as u8,
             }));
         }
-        above_bars(|| {
-            eprintln!("error: {}", failure.message);
-            if let Some(hint) = &failure.hint {
-                eprintln!("  hint: {hint}");
-            }
-        });
+        self.say(failure);
     }
+
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
+    fn say(self, failure: &Failure) {
+        let hint = failure.hint.as_ref().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
+        above_bars(|| output::stderr(plain(&format!("error: {}\n{hint}", failure.message)).as_bytes()));
+    }
+}
+
+/// Text that does nothing to a terminal but stand on it, whatever an origin called its objects.
+fn plain(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', "?")
+}
+
+/// Why nothing more goes to stdout.
+enum Unheard {
+    /// The reader of a listing has seen enough.
+    Enough,
+    /// It cannot be written.
+    Lost(io::Error),
+}
+
+static UNHEARD: Mutex<Option<Unheard>> = Mutex::new(None);
+
+/// After the first failure nothing more is written: half a line is half a line, and no other begins in
+/// its middle.
+fn to_stdout(text: &str, may_end: bool) {
+    let mut unheard = locked(&UNHEARD);
+    if unheard.is_some() {
+        return;
+    }
+    if let Err(error) = output::stdout(text.as_bytes()) {
+        note_unheard(&mut unheard, error, may_end);
+    }
+}
+
+fn note_unheard(unheard: &mut Option<Unheard>, error: io::Error, may_end: bool) {
+    let enough = may_end && error.kind() == io::ErrorKind::BrokenPipe;
+    *unheard = Some(if enough { Unheard::Enough } else { Unheard::Lost(error) });
 }
 
 /// The log's way to stderr.
@@ -72,15 +132,12 @@ pub struct Log;
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        above_bars(|| io::stderr().write(bytes))
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        above_bars(|| io::stderr().write_all(bytes))
+        above_bars(|| output::stderr(bytes));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 
@@ -180,7 +237,7 @@ fn style(template: &str) -> ProgressStyle {
 /// Stderr for indicatif, which leaves the cursor at the right edge of the last bar: there the `^C`
 /// that a terminal echoes would wrap, and leave a line behind. Here the cursor waits at the left.
 /// What is drawn is written at once, so that no other program's output comes between; a terminal
-/// that went away is no error, as indicatif panics at one.
+/// that went away is no error.
 #[derive(Debug, Default)]
 struct Terminal {
     drawing: Mutex<String>,
@@ -239,7 +296,7 @@ impl TermLike for Terminal {
 
     fn flush(&self) -> io::Result<()> {
         let drawing = std::mem::take(&mut *locked(&self.drawing)) + "\r";
-        let _ = io::stderr().lock().write_all(drawing.as_bytes());
+        output::stderr(drawing.as_bytes());
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ mod summary;
 mod verify;
 mod watch;
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,9 +24,10 @@ use clap::{CommandFactory as _, Parser as _};
 
 use self::args::{Cli, Command, Common};
 use self::console::Console;
+use crate::config::log_filter;
 use crate::fetch::Cancel;
 pub use crate::report::TABLE as EXIT_CODES;
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, output, tell_panics};
 
 /// Threads that wait for the disk. More would only queue in the kernel.
 const BLOCKING_THREADS_MAX: usize = 16;
@@ -36,12 +38,18 @@ const ASYNC_THREADS_MAX: usize = 4;
 #[must_use]
 pub fn main() -> ExitCode {
     allocator::settle();
+    tell_panics(|sentence| output::stderr(format!("error: {sentence}\n").as_bytes()));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; clap knows where each of them is printed.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { Exit::Usage } else { Exit::Done } as u8);
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(Exit::Usage as u8);
+            }
+            let console = Console { json: false, quiet: false };
+            console.printed(printed);
+            return ExitCode::from(console.end(Exit::Done) as u8);
         }
     };
     let console = Console { json: cli.common.json, quiet: cli.common.quiet };
@@ -54,11 +62,13 @@ pub fn main() -> ExitCode {
     if !logs_itself {
         start_log(&cli.common);
     }
-    let exit = run(console, &cli).unwrap_or_else(|failure| {
+    // What the hook has told is a defect like any other.
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(console, &cli))).unwrap_or(Ok(Exit::Defect));
+    let exit = ran.unwrap_or_else(|failure| {
         console.failure(&failure);
         failure.exit
     });
-    ExitCode::from(exit as u8)
+    ExitCode::from(console.end(exit) as u8)
 }
 
 fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
@@ -162,12 +172,14 @@ fn start_log(common: &Common) {
         1 => "larder=info,warn",
         _ => "larder=trace,info",
     };
-    let filter = EnvFilter::try_from_env("LARDER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let named = std::env::var("LARDER_LOG").ok().and_then(|text| log_filter(&text));
+    let filter = EnvFilter::new(named.as_deref().unwrap_or(level));
     let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| console::Log)
+        .log_internal_errors(false)
         .with_ansi(color)
         .with_target(false)
         .init();

@@ -42,7 +42,7 @@ pub fn ls(console: Console, directory: &Path) -> Result<Exit, Failure> {
         }
     };
     if console.json {
-        listed.iter().for_each(|listed| console.event(&json!(listed)));
+        listed.iter().for_each(|listed| console.row(&json!(listed)));
     } else if listed.is_empty() {
         console.note(&format!("nothing is kept in `{}` yet", directory.display()));
     } else {
@@ -139,7 +139,7 @@ pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, F
     let sharers = |file: &ListedFile| file.digest.and_then(|digest| shared.get(&digest)).map_or(&[][..], Vec::as_slice);
     if console.json {
         let files: Vec<_> = files.iter().map(|file| file_json(file, sharers(file))).collect();
-        console.event(&json!({
+        console.row(&json!({
             "source": listed.source, "digest": listed.digest, "path": path, "bytes": listed.bytes,
             "bytes_here": listed.bytes_here, "state": listed.state, "pinned": listed.pinned, "damaged": listed.damaged,
             "files": files,
@@ -201,7 +201,7 @@ pub fn path(console: Console, directory: &Path, name: &str) -> Result<Exit, Fail
     }
     let tree = absolute(&view.tree(&named.digest));
     if console.json {
-        console.event(&json!({"path": tree, "digest": named.digest}));
+        console.row(&json!({"path": tree, "digest": named.digest}));
     } else {
         console.data(&format!("{}\n", tree.display()));
     }

@@ -17,7 +17,7 @@ use super::Plugin;
 use super::notes::{Turn, Volume};
 use super::volume::{Asked, Pod};
 use crate::cache::{Event, LeaseWish, Moving, Waits, Wish};
-use crate::report::{Exit, Failure, text};
+use crate::report::{Exit, Failure, named, text};
 
 /// Volumes that are being brought at once.
 const WORKS_MAX: usize = 512;
@@ -142,7 +142,7 @@ impl Plugin {
         tokio::spawn(async move {
             let (own, work) = (Arc::clone(&plugin), Arc::clone(&doing));
             // In a task of its own: those who wait must hear of a panic too.
-            let result = tokio::spawn(async move { own.bring(&work).await }).await;
+            let result = tokio::spawn(named("volume", async move { own.bring(&work).await })).await;
             let result = result.unwrap_or_else(|panic| Err(Failure::new(Exit::Defect, panic.to_string())));
             if let Err(failure) = &result {
                 tracing::warn!(source = %doing.asked.source, why = failure.message, "a volume could not be brought");

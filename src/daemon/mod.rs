@@ -7,6 +7,7 @@ mod pods;
 mod stop;
 mod wants;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +25,7 @@ use crate::csi;
 use crate::domain::Source;
 use crate::mount::{Mounts, Unmount};
 use crate::remote;
-use crate::report::{Exit, Failure, text};
+use crate::report::{Exit, Failure, named, text};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -41,14 +42,17 @@ const SERVING_THREADS: usize = 2;
 const STOP_MARGIN: Duration = Duration::from_millis(500);
 /// How long a keeper that starts at the same time may take.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a mount of our own may take until it answers.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is asked whether everything has ended.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. `serving` is called once everything is there for others to use, a
+/// mount of its own among it.
 ///
 /// # Errors
 /// Whatever keeps it from starting: a store in use, sockets that cannot be made.
-pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
+pub fn run(loaded: &Loaded, serving: impl FnOnce()) -> Result<Exit, Failure> {
     let started = Instant::now();
     let config = &loaded.config;
     log::start(&config.log, config.log_format);
@@ -57,7 +61,10 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
     if matches!(config.mount, Some(MountAt::Keeper(_))) {
         wait_for_directories(config);
     }
-    let store = Arc::new(Store::open_unproven(&config.store, Some(&config.admin_socket))?);
+    let store = Arc::new(Store::open_as_it_is(&config.store, Some(&config.admin_socket))?);
+    if let Some(why) = store.unwritable() {
+        tracing::error!("the store is read-only, {why}: what is here is given out, and nothing is pulled or evicted");
+    }
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
     let cache = Cache::open(store, settings(config), Arc::clone(&metrics))?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -70,7 +77,7 @@ pub fn run(loaded: &Loaded) -> Result<Exit, Failure> {
     let (pulls, runtime) = (runtime("pull", cores.clamp(2, ASYNC_THREADS_MAX))?, runtime("serve", SERVING_THREADS)?);
     cache.set_pulls(pulls.handle().clone());
     #[expect(clippy::disallowed_methods, reason = "the daemon's one entry into the runtime")]
-    let served = runtime.block_on(serve(loaded, &cache, pulls.handle(), metrics, stop, started));
+    let served = runtime.block_on(serve(loaded, &cache, pulls.handle(), metrics, stop, started, serving));
     if let (Ok(exit), Some(MountAt::Keeper(_))) = (&served, &config.mount) {
         // Without winding anything up: a read that waits would be answered with an error, and the
         // next daemon can answer it.
@@ -127,6 +134,7 @@ async fn serve(
     metrics: Arc<Metrics>,
     stop: Stop,
     started: Instant,
+    serving: impl FnOnce(),
 ) -> Result<Exit, Failure> {
     let config = &loaded.config;
     let admin = control::bind(&config.admin_socket, 0o600, 0o700)?;
@@ -156,10 +164,10 @@ async fn serve(
     });
     let (mounts, unmount) = mount(config, cache, pulls)?.unzip();
     let (closing, closed) = watch::channel(false);
-    tokio::spawn(control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone()));
-    tokio::spawn(control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone()));
+    tokio::spawn(named("socket", control::serve(pods, Rights::Use, Arc::clone(&api), closed.clone())));
+    tokio::spawn(named("admin_socket", control::serve(admin, Rights::Admin, Arc::clone(&api), closed.clone())));
     if let Some(scrapes) = scrapes {
-        tokio::spawn(control::serve_scrapes(scrapes, api, closed));
+        tokio::spawn(named("listen", control::serve_scrapes(scrapes, api, closed)));
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -171,11 +179,11 @@ async fn serve(
     tell_recovered(cache.store().recovered());
     let phase = Arc::new(phase);
     let stop_scrub = Arc::new(AtomicBool::new(false));
-    tokio::spawn(prove(Arc::clone(cache), Arc::clone(&phase)));
-    tokio::spawn(housekeeping::run(Arc::clone(cache)));
-    tokio::spawn(Arc::clone(cache).heal());
-    tokio::spawn(Arc::clone(cache).scrub(config.scrub_rate, Arc::clone(&stop_scrub)));
-    tokio::spawn(wants::follow(Arc::clone(cache), loaded.clone()));
+    tokio::spawn(named("prove", prove(Arc::clone(cache), Arc::clone(&phase))));
+    tokio::spawn(named("housekeeping", housekeeping::run(Arc::clone(cache))));
+    tokio::spawn(named("heal", Arc::clone(cache).heal()));
+    tokio::spawn(named("scrub", Arc::clone(cache).scrub(config.scrub_rate, Arc::clone(&stop_scrub))));
+    tokio::spawn(named("prefetch", wants::follow(Arc::clone(cache), loaded.clone())));
     if let Err(failure) = cache.resume_arriving().await {
         tracing::warn!(error = %failure.message, "models that pods read while they arrive are fetched when they are read");
     }
@@ -189,9 +197,16 @@ async fn serve(
         let (node, allowed) = (node.clone(), config.clone());
         let allows = Arc::new(move |source: &Source| allowed.allows(source));
         let settings = cluster::Settings { node, allows, serving, metrics: cluster_metrics };
-        tokio::spawn(cluster::follow(settings, Arc::clone(cache), work));
+        tokio::spawn(named("cluster", cluster::follow(settings, Arc::clone(cache), work)));
     }
 
+    let answers = match &config.mount {
+        Some(MountAt::Directory(directory)) => answers(directory.clone()).await,
+        _ => true,
+    };
+    if answers {
+        serving();
+    }
     let deadline = stop.asked().await;
     tracing::info!("stopping: what is on its way stays resumable");
     phase.send_replace(Phase::Stopping);
@@ -240,7 +255,7 @@ fn serve_kubelet(
     let keeper = Errands::new(socket);
     let node = node.to_owned();
     let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy), pods)?;
-    tokio::spawn(Arc::clone(&plugin).run(mounts.count()));
+    tokio::spawn(named("csi", Arc::clone(&plugin).run(mounts.count())));
     Ok(Some(plugin))
 }
 
@@ -270,6 +285,19 @@ fn mount(config: &Config, cache: &Arc<Cache>, pulls: &Handle) -> Result<Option<M
             Ok(Some((mounts, None)))
         }
     }
+}
+
+/// Whether a mount of our own answers this user.
+async fn answers(directory: PathBuf) -> bool {
+    let asked = tokio::task::spawn_blocking(move || std::fs::read_dir(directory).map(drop));
+    let problem = match tokio::time::timeout(MOUNT_PATIENCE, asked).await {
+        Ok(Ok(Ok(()))) => return true,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(panic)) => panic.to_string(),
+        Err(late) => late.to_string(),
+    };
+    tracing::error!("the mount is made and cannot be read: {problem}");
+    false
 }
 
 /// Hashes what another boot left unproven, while everything else is served.

@@ -4,6 +4,9 @@
 //! line prints them or the daemon sends them.
 
 mod exit;
+pub mod output;
+mod panics;
 pub mod text;
 
 pub use exit::{Exit, Failure, TABLE};
+pub use panics::{named, tell_panics};

@@ -11,6 +11,7 @@ mod gcs;
 mod journeys;
 mod mount;
 mod node;
+mod output;
 mod sharing;
 mod small_disk;
 mod support;

@@ -6,6 +6,7 @@ mod args;
 mod backing;
 mod bind;
 mod connection;
+mod log;
 mod models;
 mod mount;
 mod mountinfo;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use args::{Command, Settings};
 use larder_keeper::protocol::Refusal;
 use larder_keeper::{Errands, client};
+use log::say;
 use peer::Desk;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -38,12 +40,19 @@ const EXIT_BUSY: u8 = 75;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    log::tell_panics();
     let settings = match args::parse(std::env::args_os().skip(1).collect(), &|name| std::env::var_os(name)) {
         Ok(Command::Keep(settings)) => settings,
         Ok(Command::Probe(settings)) => return probe(&settings),
         Ok(Command::Print(text)) => {
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
+            let mut stdout = std::io::stdout();
+            return match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    say(&format!("stdout cannot be written: {error}"));
+                    ExitCode::from(EXIT_KERNEL)
+                }
+                _ => ExitCode::SUCCESS,
+            };
         }
         Err(problems) => {
             problems.iter().for_each(|problem| say(problem));
@@ -92,11 +101,4 @@ fn keep(settings: Settings) -> Result<(), Refusal> {
     let _ = std::fs::remove_file(&socket);
     mount::detach(&directory)?;
     served
-}
-
-/// A line of the log, in one write, so that the lines of containers do not mix, and one only,
-/// whatever is in a path. With nobody to read it, it is of no use to fail.
-fn say(sentence: &str) {
-    let line = format!("larder-keeper: {}\n", sentence.replace(char::is_control, "?"));
-    let _ = std::io::stderr().write_all(line.as_bytes());
 }

@@ -279,3 +279,27 @@ fn wrong_values_are_all_told_at_once() {
     assert_eq!(status.code(), Some(71));
     assert!(scene.logged("cannot make `"));
 }
+
+/// Neither a full disk behind its log nor a reader that has stopped reading keeps it from answering.
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let Some(mut scene) = empty_scene() else { return };
+    let help = scene.command().arg("--help").stdout(full()).status().unwrap();
+    assert_eq!(help.code(), Some(71), "what was asked for has gone nowhere");
+    let mut command = scene.command();
+    command.stderr(full());
+    scene.start_as(command);
+    assert_eq!(scene.end(Signal::TERM).code(), Some(0));
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = scene.command();
+    command.stderr(writer);
+    scene.start_as(command);
+    // Far more refusals than a pipe has room for lines.
+    for number in 0..2000 {
+        assert!(scene.errands().there(Path::new("/").join("x".repeat(200)).join(number.to_string())).is_err());
+    }
+    assert_eq!(scene.end(Signal::TERM).code(), Some(0));
+    drop(reader);
+}
