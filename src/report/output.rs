@@ -136,7 +136,7 @@ mod tests {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).map(|_| all.len())
         });
-        write_all(&writer, &[b'x'; 1 << 20]).expect("written");
+        write_all(&writer, &vec![b'x'; 1 << 20]).expect("written");
         drop(writer);
         assert_eq!(reading.join().expect("a reader").expect("read"), 1 << 20);
     }
