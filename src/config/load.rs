@@ -19,6 +19,9 @@ pub const DEFAULT_PATH: &str = "/etc/larder/larder.toml";
 /// Bytes of a file of settings. A thousand prefetches are a tenth of it.
 pub const FILE_LEN_MAX: u64 = 1 << 20;
 
+/// Wrong entries of `prefetch` that are shown one by one.
+const REFUSED_MAX: usize = 100;
+
 /// Where a setting has its value from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SetBy {
@@ -254,7 +257,7 @@ impl Settling {
             self.contradiction(&["admin_socket", "socket"], sentence.to_owned());
         }
         let known = self.right(&["sources"]);
-        let (mut prefetch_set_by, mut refused) = (Vec::new(), Vec::new());
+        let (mut prefetch_set_by, mut refused, mut more) = (Vec::new(), Vec::new(), 0_usize);
         for mut wish in std::mem::take(&mut self.prefetches) {
             if let Some(prefetch) =
                 wish.prefetch.as_ref().filter(|prefetch| known && !self.config.allows(&prefetch.source))
@@ -271,8 +274,12 @@ impl Settling {
                     self.config.prefetch.push(prefetch);
                     prefetch_set_by.push(wish.set_by);
                 }
+                _ if refused.len() >= REFUSED_MAX => more += 1,
                 _ => refused.push(Refused { source: wish.shown, why: wish.why.join("; ") }),
             }
+        }
+        if more > 0 {
+            refused.push(Refused { source: "[[prefetch]]".to_owned(), why: format!("{more} more entries are wrong") });
         }
         let vital = self.problems.are_vital();
         match self.problems.failure(file) {
