@@ -15,6 +15,7 @@ pub mod domain;
 pub mod fetch;
 pub mod lanes;
 pub mod mount;
+pub mod net;
 pub mod remote;
 pub mod report;
 pub mod store;

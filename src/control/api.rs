@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::connection::Tables;
 use super::looks::Looks;
 use super::shared::Shared;
 use crate::cache::Cache;
 use crate::domain::Source;
+use crate::net::Slots;
 use crate::telemetry::Metrics;
 
 /// Where the daemon is in its life.
@@ -65,6 +67,10 @@ pub struct Api {
     pub looks: Looks,
     /// Answers that cost a look at all of it.
     pub shared: SharedAnswers,
+    /// Who is connected here.
+    pub tables: Tables,
+    /// Connections of kubelet: without a place for one more, no volume starts or ends.
+    pub kubelet: Vec<Arc<Slots>>,
 }
 
 /// Answers that cost a look at the whole store, by call.

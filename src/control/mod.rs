@@ -9,6 +9,7 @@ mod answer;
 mod api;
 mod bind;
 mod connection;
+mod gates;
 mod looks;
 mod request;
 mod routes;
@@ -17,8 +18,8 @@ mod shared;
 mod verify;
 
 pub use api::{Api, Phase, Rights, SharedAnswers};
-pub use bind::bind;
-pub use connection::{serve, serve_scrapes};
+pub use bind::{Bound, bind};
+pub use connection::{Tables, serve, serve_scrapes};
 pub use looks::Looks;
 
 /// Every call at the unix sockets: method, path, and what it takes to make it.

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::answer::{self, Body, Lines, Outbox};
 use super::api::{Api, Phase, Rights};
+use super::gates::Kind;
 use super::request::{self, EnsureBody, ModelBody, ReleaseBody, RemoveBody, Unread, VerifyBody};
 use super::{OPENAPI, verify};
 use crate::cache::{self, Event, LeaseWish, Moving, Ready, Wish};
@@ -45,6 +46,16 @@ pub async fn answer(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) 
     response
 }
 
+/// What a call takes a place of.
+fn kind(path: &str) -> Kind {
+    match path {
+        "/v1/ensure" | "/v1/verify" => Kind::Stream,
+        "/v1/status" => Kind::Status,
+        "/v1/models" | "/v1/model" | "/v1/openapi.json" => Kind::Look,
+        _ => Kind::Change,
+    }
+}
+
 async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) -> Response<Body> {
     if let Err(refused) = check(rights, request.method(), request.uri().path()) {
         return *refused.0;
@@ -54,6 +65,10 @@ async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) ->
         return answer::refusal(StatusCode::SERVICE_UNAVAILABLE, &failure);
     }
     let path = request.uri().path().to_owned();
+    let entered = match api.tables.gates(rights).enter(kind(&path)) {
+        Ok(entered) => entered,
+        Err(full) => return *full,
+    };
     let answered = match path.as_str() {
         "/v1/ensure" => ensure(api, rights, request).await,
         "/v1/models" => models(api).await,
@@ -66,7 +81,7 @@ async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) ->
         "/v1/release" => release(api, request).await,
         _ => Ok(answer::text(StatusCode::OK, "application/json", OPENAPI)),
     };
-    answered.unwrap_or_else(|refused| *refused.0)
+    answer::with(answered.unwrap_or_else(|refused| *refused.0), entered)
 }
 
 /// Whether there is such a call, and whether it may be made here.

@@ -4,20 +4,18 @@ use std::io;
 use std::sync::Arc;
 
 use prost::Message as _;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use super::authority::Corrector;
 use super::message::{Publish, Unpublish};
 use super::volume::{self, Asked};
-use super::{Plugin, authority, rpc};
+use super::{Plugin, rpc};
 
-/// Passes on what a client of HTTP/2 sends, put right.
-///
-/// # Errors
-/// Of either side, and for what is longer than may be.
-pub async fn put_right(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin) -> io::Result<()> {
-    authority::put_right(from, to).await
+/// What a client of HTTP/2 sends, put right, and what is wrong with the rest.
+pub fn put_right(bytes: &[u8]) -> (io::Result<()>, Vec<u8>) {
+    let mut right = Vec::new();
+    (Corrector::new().take(bytes, &mut right), right)
 }
 
 /// Reads a `NodePublishVolumeRequest`. `None` if it is none; else the owner of the volume or what is
@@ -44,5 +42,5 @@ pub fn unpublish(bytes: &[u8]) -> Option<bool> {
 /// Answers kubelet at a listener for ever.
 pub async fn serve(listener: UnixListener, plugin: Arc<Plugin>) {
     let (_closing, closed) = watch::channel(false);
-    rpc::serve(listener, plugin, closed).await;
+    rpc::serve(listener, Arc::clone(&plugin.tables.driver), plugin, closed).await;
 }

@@ -19,6 +19,7 @@ mod publish;
 mod rpc;
 mod volume;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,18 +33,22 @@ use tokio::sync::watch;
 use crate::cache::Cache;
 use crate::domain::Source;
 use crate::lanes::Lane;
+use crate::net::Slots;
 use crate::report::Failure;
 use crate::store;
 
 use keeper::Keeper;
 use notes::Notes;
 use publish::Works;
+pub use rpc::Tables;
 pub use volume::Pod;
 
 /// The driver's name, as pods and the `CSIDriver` object have it.
 pub const DRIVER: &str = "csi.larder.dev";
 /// Between two tries to have the sockets made.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether kubelet can still find the sockets.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often volumes are looked for whose pods are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 /// Looks at the store at once, and those that wait.
@@ -82,6 +87,7 @@ pub struct Plugin {
     keeper: Keeper,
     node: String,
     sockets: Sockets,
+    tables: Arc<Tables>,
     allows: Policy,
     cluster: Arc<dyn Cluster>,
     notes: Notes,
@@ -127,6 +133,7 @@ impl Plugin {
         kubelet: &Path,
         allows: Policy,
         cluster: Arc<dyn Cluster>,
+        tables: Arc<Tables>,
     ) -> Result<Arc<Self>, store::Error> {
         let notes = Notes::open(cache.store())?;
         let sockets = Sockets::below(kubelet);
@@ -135,6 +142,7 @@ impl Plugin {
             keeper: Keeper::new(keeper),
             node,
             sockets,
+            tables,
             allows,
             cluster,
             notes,
@@ -158,29 +166,28 @@ impl Plugin {
         // The sender lives as long as the mounts, which live as long as the process.
         while mounts.wait_for(|count| *count > 0).await.is_ok() {
             mounts.mark_unchanged();
-            let (closing, closed) = watch::channel(false);
             // kubelet calls the driver as soon as it has found it.
-            for path in [&self.sockets.driver, &self.sockets.registration] {
-                let listener = self.listen(path).await;
-                tokio::spawn(rpc::serve(listener, Arc::clone(&self), closed.clone()));
-            }
+            let mut driver = self.open(&self.sockets.driver, &self.tables.driver).await;
+            let mut registration = self.open(&self.sockets.registration, &self.tables.registration).await;
             self.listening.send_replace(true);
             self.remount().await;
-            let _ = mounts.changed().await;
-            closing.send_replace(true);
+            loop {
+                tokio::select! {
+                    _ = mounts.changed() => break,
+                    () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                }
+                self.look(&mut driver).await;
+                self.look(&mut registration).await;
+            }
         }
     }
 
-    /// A socket of kubelet's directory, made by the keeper, which is asked until it is there.
-    async fn listen(&self, path: &Path) -> UnixListener {
+    /// Serves at a socket of kubelet's directory, made by the keeper, which is asked until it is there.
+    async fn open(self: &Arc<Self>, path: &Path, slots: &Arc<Slots>) -> Door {
         let mut told = false;
         loop {
-            let made = self.keeper.listen(path.to_owned()).await.map_err(|failure| failure.message);
-            match made.and_then(|socket| listener(socket).map_err(|error| error.to_string())) {
-                Ok(listener) => {
-                    tracing::info!(socket = %path.display(), "kubelet may call");
-                    return listener;
-                }
+            match self.listen(path).await {
+                Ok(socket) => return self.serve(path, slots, socket),
                 Err(error) if !told => {
                     told = true;
                     tracing::warn!(error, socket = %path.display(), "no socket for kubelet yet, so no pod gets a CSI volume: it is tried again");
@@ -188,6 +195,30 @@ impl Plugin {
                 Err(_) => {}
             }
             tokio::time::sleep(LISTEN_PAUSE).await;
+        }
+    }
+
+    async fn listen(&self, path: &Path) -> Result<Socket, String> {
+        let made = self.keeper.listen(path.to_owned()).await.map_err(|failure| failure.message)?;
+        Socket::new(made).map_err(|error| error.to_string())
+    }
+
+    fn serve(self: &Arc<Self>, path: &Path, slots: &Arc<Slots>, socket: Socket) -> Door {
+        tracing::info!(socket = %path.display(), "kubelet may call");
+        let (closing, closed) = watch::channel(false);
+        let Socket { listener, number } = socket;
+        tokio::spawn(rpc::serve(listener, Arc::clone(slots), Arc::clone(self), closed));
+        Door { path: path.to_owned(), slots: Arc::clone(slots), number, _closing: closing }
+    }
+
+    /// Serves another socket where this one has lost its name: the keeper knows, and makes it. kubelet
+    /// finds it as it found the first, and registers the driver again.
+    async fn look(self: &Arc<Self>, door: &mut Door) {
+        // Without a keeper there is another one soon, and then all of it anew.
+        let Ok(socket) = self.listen(&door.path).await else { return };
+        if socket.number != door.number {
+            tracing::warn!(socket = %door.path.display(), "kubelet's socket had been removed: it is made again");
+            *door = self.serve(&door.path, &door.slots, socket);
         }
     }
 
@@ -199,8 +230,26 @@ impl Plugin {
     }
 }
 
-fn listener(socket: OwnedFd) -> std::io::Result<UnixListener> {
-    let listener = std::os::unix::net::UnixListener::from(socket);
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
+/// A socket that is served, until this is dropped. Who is connected stays so.
+struct Door {
+    path: PathBuf,
+    slots: Arc<Slots>,
+    number: u64,
+    _closing: watch::Sender<bool>,
+}
+
+/// A listening socket.
+struct Socket {
+    listener: UnixListener,
+    /// Of the socket itself, whoever has it open.
+    number: u64,
+}
+
+impl Socket {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        let number = rustix::fs::fstat(&socket)?.st_ino;
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, number })
+    }
 }

@@ -2,12 +2,14 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -19,71 +21,127 @@ use tonic::codegen::Service;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
+use super::Plugin;
+use super::authority::Corrected;
 use super::message::{Empty, NodeInfo, PluginInfo, ProbeAnswer, Publish, Registered, Registration, Truth, Unpublish};
 use super::volume::Asked;
-use super::{Plugin, authority};
+use crate::net::{Patient, Silence, Slot, Slots, Why, accept};
 use crate::report::{Exit, Failure};
+use crate::telemetry::{Listener, Metrics};
 
 /// kubelet makes one connection for each call, and has as many calls under way as pods that start.
-const CONNECTIONS_MAX: usize = 256;
-const STREAMS_MAX: u32 = 64;
-/// Bytes of a message: kubelet's are a pod's volume attributes.
+const CONNECTIONS_MAX: usize = 512;
+/// Of those, calls that wait for a volume, which may take minutes, and for one to be taken away:
+/// neither takes the place of the other.
+const PUBLISHES_MAX: usize = 352;
+const UNPUBLISHES_MAX: usize = 96;
+const REGISTRATIONS_MAX: usize = 32;
+/// kubelet calls as soon as it has connected. Others keep a connection for a while.
+const SILENCE: Silence = Silence { first: Duration::from_secs(30), between: Duration::from_mins(5) };
+/// A client that reads nothing for longer does not want the answer.
+const READ_PATIENCE: Duration = Duration::from_mins(1);
+/// How long a connection that has been silent may take to end.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
+/// Calls of one connection at once. Who has more waits for the first of them.
+const STREAMS_MAX: u32 = 16;
+/// Bytes of a message: kubelet's are a pod's volume attributes and a Secret.
 const MESSAGE_LEN_MAX: usize = 1 << 20;
-/// Bytes of a connection that are on their way within this process.
-const PIPE_LEN: usize = 32 << 10;
-/// After a failure to accept, such as no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Before a message: whether it is compressed, and its length.
+const FRAME_LEN: usize = 5;
+/// How long the message of a call may take to arrive.
+const MESSAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long kubelet waits for an answer if it does not say.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// An answer must be there before kubelet stops waiting for it: what it says becomes the pod's event.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
-/// Answers kubelet until `closed` changes.
-pub(super) async fn serve(listener: UnixListener, plugin: Arc<Plugin>, mut closed: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accepted = tokio::select! {
-            _ = closed.changed() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                // Who comes beyond the limit is cut off, and asks again.
-                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
-                let plugin = Arc::clone(&plugin);
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    converse(stream, plugin).await;
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection of kubelet");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+/// Connections of kubelet at both sockets, and how many calls of a kind are answered at once.
+#[derive(Debug)]
+pub struct Tables {
+    pub(super) driver: Arc<Slots>,
+    pub(super) registration: Arc<Slots>,
+    publishes: Semaphore,
+    unpublishes: Semaphore,
+}
+
+impl Tables {
+    /// Nobody is connected yet.
+    #[must_use]
+    pub fn new(metrics: &Arc<Metrics>) -> Self {
+        let slots = |listener, most| Slots::new(listener, most, SILENCE, Arc::clone(metrics));
+        Self {
+            driver: slots(Listener::Csi, CONNECTIONS_MAX),
+            registration: slots(Listener::Registration, REGISTRATIONS_MAX),
+            publishes: Semaphore::new(PUBLISHES_MAX),
+            unpublishes: Semaphore::new(UNPUBLISHES_MAX),
         }
+    }
+
+    /// Those of both sockets.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Slots>> {
+        vec![Arc::clone(&self.driver), Arc::clone(&self.registration)]
     }
 }
 
-async fn converse(stream: UnixStream, plugin: Arc<Plugin>) {
-    let (from_kubelet, to_kubelet) = stream.into_split();
-    let (right, put_right) = tokio::io::simplex(PIPE_LEN);
-    let passed_on = tokio::spawn(authority::put_right(from_kubelet, put_right));
-    let stream = tokio::io::join(right, to_kubelet);
+/// Answers kubelet until `closed` changes.
+pub(super) async fn serve(
+    listener: UnixListener,
+    slots: Arc<Slots>,
+    plugin: Arc<Plugin>,
+    mut closed: watch::Receiver<bool>,
+) {
+    let stopped = async move { drop(closed.changed().await) };
+    accept(listener, slots, stopped, |stream, slot| converse(stream, slot, Arc::clone(&plugin))).await;
+}
+
+async fn converse(stream: UnixStream, slot: Slot, plugin: Arc<Plugin>) {
+    let slot = Arc::new(slot);
+    let stream = Corrected::new(Patient::new(stream, READ_PATIENCE));
     let answer = service_fn(|request| {
-        let plugin = Arc::clone(&plugin);
-        async move { Ok::<_, Infallible>(answer(plugin, request).await) }
+        let (plugin, slot) = (Arc::clone(&plugin), Arc::clone(&slot));
+        async move { Ok::<_, Infallible>(answer(plugin, slot, request).await) }
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder.max_concurrent_streams(STREAMS_MAX);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), answer).await {
-        tracing::debug!(%error, "a connection of kubelet ended");
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
+    let why = tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection of kubelet ended");
+            }
+            return;
+        }
+        why = slot.leaves() => why,
+    };
+    tracing::debug!(?why, "a connection of kubelet was ended");
+    if why == Why::Silent {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(GOODBYE_PATIENCE, connection).await;
     }
-    passed_on.abort();
+}
+
+/// Waits for the message of a call, and answers it.
+async fn answer(plugin: Arc<Plugin>, slot: Arc<Slot>, request: Request<Incoming>) -> Response<Body> {
+    let patience = patience(request.headers()).saturating_sub(ANSWER_MARGIN);
+    let (head, body) = request.into_parts();
+    let received = Limited::new(body, FRAME_LEN + MESSAGE_LEN_MAX).collect();
+    let message = match tokio::time::timeout(MESSAGE_PATIENCE, received).await {
+        Ok(Ok(message)) => Full::new(message.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return Status::resource_exhausted("the message is longer than any call needs").into_http();
+        }
+        Ok(Err(_)) => return Status::cancelled("the message was cut off").into_http(),
+        Err(_) => return Status::deadline_exceeded("the message of this call did not arrive").into_http(),
+    };
+    let Some(_work) = slot.work() else {
+        return Status::unavailable("there are too many connections: ask again").into_http();
+    };
+    dispatch(plugin, patience, Request::from_parts(head, message)).await
 }
 
 /// Every call that there is.
-async fn answer(plugin: Arc<Plugin>, request: Request<Incoming>) -> Response<Body> {
-    let patience = patience(request.headers()).saturating_sub(ANSWER_MARGIN);
+async fn dispatch(plugin: Arc<Plugin>, patience: Duration, request: Request<Full<Bytes>>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/csi.v1.Identity/GetPluginInfo" => {
@@ -105,6 +163,9 @@ async fn answer(plugin: Arc<Plugin>, request: Request<Incoming>) -> Response<Bod
         "/csi.v1.Node/NodePublishVolume" => {
             unary(request, move |call: Publish| async move {
                 let volume = call.volume_id.clone();
+                // Where too many wait, the work begins all the same, and kubelet asks again.
+                let waits = plugin.tables.publishes.try_acquire();
+                let patience = if waits.is_ok() { patience } else { Duration::ZERO };
                 let published = match Asked::read(call) {
                     Ok(asked) => plugin.publish(asked, patience).await,
                     Err(failure) => Err(failure),
@@ -118,6 +179,9 @@ async fn answer(plugin: Arc<Plugin>, request: Request<Incoming>) -> Response<Bod
         }
         "/csi.v1.Node/NodeUnpublishVolume" => {
             unary(request, move |call: Unpublish| async move {
+                let Ok(_waits) = plugin.tables.unpublishes.try_acquire() else {
+                    return Err(Status::aborted(format!("{UNPUBLISHES_MAX} volumes are being taken away already")));
+                };
                 plugin.unpublish(&call.volume_id, &call.target_path).await.map(|()| Empty {}).map_err(|failure| {
                     tracing::warn!(volume = call.volume_id, why = failure.message, "a volume cannot be taken away");
                     status(&failure)
@@ -152,7 +216,7 @@ async fn answer(plugin: Arc<Plugin>, request: Request<Incoming>) -> Response<Bod
 }
 
 /// A call of one message that is answered with one.
-async fn unary<Q, A, F, R>(request: Request<Incoming>, call: F) -> Response<Body>
+async fn unary<Q, A, F, R>(request: Request<Full<Bytes>>, call: F) -> Response<Body>
 where
     Q: Message + Default + 'static,
     A: Message + Default + 'static,

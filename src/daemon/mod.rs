@@ -149,6 +149,7 @@ async fn serve(
     let (phase, phases) = watch::channel(Phase::Recovering);
     let allowed = config.clone();
     let cluster_metrics = Arc::clone(&metrics);
+    let kubelet = Arc::new(csi::Tables::new(&cluster_metrics));
     let api = Arc::new(Api {
         cache: Arc::clone(cache),
         metrics,
@@ -161,6 +162,8 @@ async fn serve(
         socket: config.socket.clone(),
         looks: control::Looks::default(),
         shared: control::SharedAnswers::default(),
+        tables: control::Tables::new(&cluster_metrics),
+        kubelet: kubelet.all(),
     });
     let (mounts, unmount) = mount(config, cache, pulls)?.unzip();
     let (closing, closed) = watch::channel(false);
@@ -190,7 +193,8 @@ async fn serve(
 
     if let Some(node) = &config.node {
         let (pods, work) = cluster::Pods::new();
-        let of_mounts = |mounts: &Arc<Mounts>| serve_kubelet(config, node, cache, mounts, Arc::new(pods::Told(pods)));
+        let pods = Arc::new(pods::Told(pods));
+        let of_mounts = |mounts: &Arc<Mounts>| serve_kubelet(config, node, cache, mounts, pods, &kubelet);
         let plugin = mounts.as_ref().map(of_mounts).transpose()?.flatten();
         // Where there is nothing to wait for, the node serves as soon as the cache does.
         let serving = plugin.map_or_else(|| watch::channel(true).1, |plugin| plugin.listening());
@@ -235,6 +239,7 @@ fn serve_kubelet(
     cache: &Arc<Cache>,
     mounts: &Mounts,
     pods: Arc<dyn csi::Cluster>,
+    tables: &Arc<csi::Tables>,
 ) -> Result<Option<Arc<csi::Plugin>>, Failure> {
     let Some(MountAt::Keeper(socket)) = &config.mount else {
         tracing::warn!("there are no CSI volumes on this node: they need the setting `mount` to name a keeper");
@@ -254,7 +259,8 @@ fn serve_kubelet(
     };
     let keeper = Errands::new(socket);
     let node = node.to_owned();
-    let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, Box::new(policy), pods)?;
+    let (policy, tables) = (Box::new(policy), Arc::clone(tables));
+    let plugin = csi::Plugin::new(Arc::clone(cache), keeper, node, &config.kubelet_dir, policy, pods, tables)?;
     tokio::spawn(named("csi", Arc::clone(&plugin).run(mounts.count())));
     Ok(Some(plugin))
 }

@@ -78,6 +78,42 @@ label! {
 }
 
 label! {
+    /// Who connects.
+    Listener "listener" {
+        /// Pods, at the socket that they may ask.
+        Use = "use",
+        /// Administrators, at the socket that may change what is kept.
+        Admin = "admin",
+        /// Scrapes and probes.
+        Scrape = "scrape",
+        /// kubelet, for volumes.
+        Csi = "csi",
+        /// kubelet, to register the driver.
+        Registration = "registration",
+    }
+}
+
+impl Listener {
+    /// As its label has it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        Self::LABEL.values[self as usize]
+    }
+}
+
+label! {
+    /// Why a connection was ended here.
+    Cut "why" {
+        /// Another one needed its place.
+        Displaced = "displaced",
+        /// It was idle for too long.
+        Silent = "silent",
+        /// All others were at work, and there was no place for it.
+        Refused = "refused",
+    }
+}
+
+label! {
     /// The class of a control request's HTTP status.
     Code "code" {
         /// It was done.

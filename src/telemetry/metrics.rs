@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use super::gauges::Gauges;
-use super::labels::{Cause, Code, Outcome, Socket, VERSION, Where, Write, Written};
+use super::labels::{Cause, Code, Cut, Listener, Outcome, Socket, VERSION, Where, Write, Written};
 use super::split::Split;
 use super::table::{self, BUCKETS, Metric};
 
@@ -31,6 +31,10 @@ pub struct Metrics {
     scrubbed_bytes: Counter,
     repaired_blobs: Counter,
     control_requests: Split<Counter>,
+    connections: Split<Gauge>,
+    connections_max: Split<Gauge>,
+    connections_cut: Split<Counter>,
+    tasks: Gauge,
     cluster_writes: Split<Counter>,
     cluster_up: Gauge,
     ensure_seconds: Split<Histogram>,
@@ -76,6 +80,23 @@ fn counters(registry: &mut Registry, metric: &Metric) -> Split<Counter> {
     counters
 }
 
+/// The encoder has no larger numbers.
+fn whole(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn gauge(registry: &mut Registry, metric: &Metric) -> Gauge {
+    let gauge = Gauge::default();
+    metric.register(registry, gauge.clone());
+    gauge
+}
+
+fn gauges(registry: &mut Registry, metric: &Metric) -> Split<Gauge> {
+    let gauges = Split::new(metric, Gauge::default);
+    metric.register(registry, gauges.clone());
+    gauges
+}
+
 impl Metrics {
     /// All at zero, for this version of larder.
     #[must_use]
@@ -85,8 +106,6 @@ impl Metrics {
         table::BUILD_INFO.register(&mut registry, build_info);
         let ensure_seconds = Split::new(&table::ENSURE_SECONDS, || Histogram::new(BUCKETS));
         table::ENSURE_SECONDS.register(&mut registry, ensure_seconds.clone());
-        let cluster_up = Gauge::default();
-        table::CLUSTER_UP.register(&mut registry, cluster_up.clone());
         let pull_seconds = Histogram::new(BUCKETS);
         table::PULL_SECONDS.register(&mut registry, pull_seconds.clone());
         Self {
@@ -100,8 +119,12 @@ impl Metrics {
             scrubbed_bytes: counter(&mut registry, &table::SCRUBBED_BYTES),
             repaired_blobs: counter(&mut registry, &table::REPAIRED_BLOBS),
             control_requests: counters(&mut registry, &table::CONTROL_REQUESTS),
+            connections: gauges(&mut registry, &table::CONNECTIONS),
+            connections_max: gauges(&mut registry, &table::CONNECTIONS_MAX),
+            connections_cut: counters(&mut registry, &table::CONNECTIONS_CUT),
+            tasks: gauge(&mut registry, &table::TASKS),
             cluster_writes: counters(&mut registry, &table::CLUSTER_WRITES),
-            cluster_up,
+            cluster_up: gauge(&mut registry, &table::CLUSTER_UP),
             ensure_seconds,
             pull_seconds,
             registry,
@@ -159,6 +182,32 @@ impl Metrics {
     pub fn control_request(&self, socket: Socket, status: u16) {
         let codes = Code::LABEL.values.len();
         self.control_requests.at(socket as usize * codes + Code::of(status) as usize).inc();
+    }
+
+    /// How many connections a listener may have.
+    pub fn connections_max(&self, listener: Listener, most: usize) {
+        self.connections_max.at(listener as usize).set(whole(most));
+    }
+
+    /// A connection has its place at a listener.
+    pub fn connection_opened(&self, listener: Listener) {
+        self.connections.at(listener as usize).inc();
+    }
+
+    /// That connection has ended.
+    pub fn connection_closed(&self, listener: Listener) {
+        self.connections.at(listener as usize).dec();
+    }
+
+    /// A connection is ended here, or not even taken.
+    pub fn connection_cut(&self, listener: Listener, why: Cut) {
+        let reasons = Cut::LABEL.values.len();
+        self.connections_cut.at(listener as usize * reasons + why as usize).inc();
+    }
+
+    /// So many tasks have not ended.
+    pub fn tasks(&self, alive: usize) {
+        self.tasks.set(whole(alive));
     }
 
     /// Something was written to the cluster, or not.

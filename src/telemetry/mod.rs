@@ -18,6 +18,6 @@ mod promql;
 mod tests;
 
 pub use gauges::{Gauges, Inodes, Mount};
-pub use labels::{Cause, Label, Outcome, Socket, Where, Write, Written};
+pub use labels::{Cause, Cut, Label, Listener, Outcome, Socket, Where, Write, Written};
 pub use metrics::{CONTENT_TYPE, Metrics, Totals};
 pub use table::{Kind, Metric, TABLE, Unit};

@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::{self, Registry};
 
-use super::labels::{Cause, Code, How, Label, Outcome, Socket, VERSION, Where, Write, Written};
+use super::labels::{Cause, Code, Cut, How, Label, Listener, Outcome, Socket, VERSION, Where, Write, Written};
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +102,14 @@ table! {
         "Damaged files on disk that were fetched again";
     CONTROL_REQUESTS = Counter "larder_control_requests" None, [Socket::LABEL, Code::LABEL],
         "Requests on the daemon's sockets, by socket and class of status";
+    CONNECTIONS = Gauge "larder_connections" None, [Listener::LABEL],
+        "Connections that are open, by who connects";
+    CONNECTIONS_MAX = Gauge "larder_connections_max" None, [Listener::LABEL],
+        "Connections that may be open, by who connects";
+    CONNECTIONS_CUT = Counter "larder_connections_cut" None, [Listener::LABEL, Cut::LABEL],
+        "Connections that the daemon ended by itself, by who had connected and why";
+    TASKS = Gauge "larder_tasks" None, [],
+        "Tasks in the daemon that have not ended";
     MOUNT_OPENS = Counter "larder_mount_opens" None, [How::LABEL],
         "Files of the mount that were opened, by how they are read";
     MOUNT_FAILED_READS = Counter "larder_mount_failed_reads" None, [],

@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::promql::{self, Selector};
 use super::table::BUCKETS;
-use super::{Cause, Gauges, Inodes, Kind, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where, Write, Written};
+use super::{
+    Cause, Cut, Gauges, Inodes, Kind, Listener, Metrics, Mount, Outcome, Socket, TABLE, Totals, Where, Write, Written,
+};
 
 /// Copied beside the manifests of the daemonset, for people to import.
 const DASHBOARD: &str = include_str!("../../daemonset/grafana/larder.json");
@@ -161,6 +163,12 @@ fn each_event_is_counted_where_it_belongs() {
         metrics.control_request(Socket::Use, status);
     }
     metrics.control_request(Socket::Admin, 500);
+    metrics.connections_max(Listener::Csi, 256);
+    metrics.connection_opened(Listener::Csi);
+    metrics.connection_opened(Listener::Csi);
+    metrics.connection_closed(Listener::Csi);
+    metrics.connection_cut(Listener::Admin, Cut::Silent);
+    metrics.tasks(11);
     metrics.cluster_write(Write::Labels, Written::Done);
     metrics.cluster_write(Write::Taint, Written::Refused);
     metrics.cluster_write(Write::Status, Written::Failed);
@@ -197,6 +205,11 @@ fn each_event_is_counted_where_it_belongs() {
         ("larder_control_requests_total{socket=\"use\",code=\"4xx\"}", "3"),
         ("larder_control_requests_total{socket=\"use\",code=\"5xx\"}", "1"),
         ("larder_control_requests_total{socket=\"admin\",code=\"2xx\"}", "0"),
+        ("larder_connections{listener=\"csi\"}", "1"),
+        ("larder_connections_max{listener=\"csi\"}", "256"),
+        ("larder_connections_cut_total{listener=\"admin\",why=\"silent\"}", "1"),
+        ("larder_connections_cut_total{listener=\"csi\",why=\"silent\"}", "0"),
+        ("larder_tasks", "11"),
         ("larder_control_requests_total{socket=\"admin\",code=\"5xx\"}", "1"),
         ("larder_cluster_writes_total{kind=\"labels\",outcome=\"done\"}", "1"),
         ("larder_cluster_writes_total{kind=\"labels\",outcome=\"failed\"}", "0"),

@@ -12,7 +12,6 @@ use larder::remote::Options;
 use larder::report::text;
 use larder::store::Store;
 use larder::telemetry::Metrics;
-use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -43,9 +42,12 @@ fn control() {
     let runtime = runtime();
     let _entered = runtime.enter();
     let (_phase, phase) = watch::channel(Phase::Serving);
+    let metrics = Arc::new(Metrics::new("0"));
     let api = Arc::new(Api {
         cache: cache(&directory.path().join("store")),
-        metrics: Arc::new(Metrics::new("0")),
+        tables: control::Tables::new(&metrics),
+        kubelet: Vec::new(),
+        metrics,
         allows: Box::new(|_, source| source.to_string().starts_with(NOWHERE)),
         phase,
         started: text::unix(SystemTime::now()),
@@ -55,7 +57,7 @@ fn control() {
     });
     let (_stopping, stop) = watch::channel(false);
     let socket = directory.path().join("sock");
-    let listener = UnixListener::bind(&socket).expect("a socket");
+    let listener = control::bind(&socket, 0o600, 0o700).expect("a socket");
     runtime.spawn(control::serve(listener, Rights::Admin, api, stop));
 
     let post = |path: &str, body: &str| {

@@ -38,6 +38,10 @@ impl Word {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len(false) == 0
+    }
+
     /// A string that is not coded.
     pub fn plain(text: &str) -> Self {
         Self::Literal(false, text.as_bytes().to_vec())
@@ -55,9 +59,10 @@ impl Field {
         self.name.len(true) + self.value.len(false) + 32
     }
 
-    /// Whether its name is that of an `:authority`, by the static table.
+    /// Whether it is an `:authority`: by the static table, or spelt out in either way.
     pub fn is_authority(&self) -> bool {
-        self.name == Word::Static(1)
+        let coded = Word::Literal(true, b"\xb8\x3b\x53\x39\xec\x32\x7d\x7f".to_vec());
+        [Word::Static(1), Word::plain(":authority"), coded].contains(&self.name)
     }
 }
 

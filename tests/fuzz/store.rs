@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use larder::csi::Plugin;
+use larder::csi::{Plugin, Tables};
 use larder::domain::{Checksum, Digest, Grid, Manifest, Version};
 use larder::store::{Known, ObjectId, SourceRecord, Store};
+use larder::telemetry::Metrics;
 use larder_keeper::Errands;
 
 use crate::control::cache;
@@ -210,6 +211,7 @@ fn notes() {
             Path::new("/nowhere"),
             Box::new(|_, _| Ok(())),
             Arc::new(larder::csi::NoCluster),
+            Arc::new(Tables::new(&Arc::new(Metrics::new("0")))),
         );
         drop(plugin.expect("a plugin"));
         let left = ["leases", "pins", "state", "volumes"]

@@ -96,8 +96,8 @@ fn keep(settings: Settings) -> Result<(), Refusal> {
     own::give(&settings.own, settings.peer_uid)?;
     mount::detach(&directory)?;
     let mount = mount::mount(&directory)?;
-    let served = socket::of_keeper(&socket, settings.peer_uid)
-        .and_then(|listener| Desk::open(settings, mount).serve(&listener, &told_to_end));
+    let served = socket::Own::listen(&socket, settings.peer_uid)
+        .and_then(|own| Desk::open(settings, mount).serve(own, &told_to_end));
     let _ = std::fs::remove_file(&socket);
     mount::detach(&directory)?;
     served

@@ -23,13 +23,17 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use crate::args::Settings;
 use crate::connection::{Adopted, Connection};
 use crate::mount::Mount;
-use crate::socket::Kept;
+use crate::socket::{Kept, Own};
 use crate::{EXIT_KERNEL, bind, mounts, place, say, sys};
 
 /// One daemon needs one, and one more for each errand.
 const CONNECTIONS_MAX: usize = 256;
 /// Of those, how many may wait for a daemon in a bind.
 const BINDS_MAX: usize = 64;
+/// Of those, how many may wait for the disk in a publish: it is never in the way of an end.
+const PUBLISHES_MAX: usize = 64;
+/// How often it is looked whether the keeper's socket still has its name.
+const LOOK_INTERVAL: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
 /// Who connects and says nothing is no daemon of ours. The daemon itself may be silent for days,
 /// but not deaf.
 const TALK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +51,7 @@ pub struct Desk {
     daemon: Mutex<Option<Arc<OwnedFd>>>,
     connections: AtomicUsize,
     binds: AtomicUsize,
+    publishes: AtomicUsize,
 }
 
 /// One of a bounded number.
@@ -85,19 +90,25 @@ impl Desk {
             daemon,
             connections: AtomicUsize::new(0),
             binds: AtomicUsize::new(0),
+            publishes: AtomicUsize::new(0),
         }))
     }
 
     /// Accepts connections until told to end.
-    pub fn serve(&'static self, listener: &OwnedFd, told_to_end: &OwnedFd) -> Result<(), Refusal> {
+    pub fn serve(&'static self, mut own: Own, told_to_end: &OwnedFd) -> Result<(), Refusal> {
         loop {
-            let mut polled = [PollFd::new(told_to_end, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
-            retry_on_intr(|| poll(&mut polled, None)).map_err(|errno| Refusal::kernel(errno, "wait for the daemon"))?;
+            let mut polled = [PollFd::new(told_to_end, PollFlags::IN), PollFd::new(&own.listener, PollFlags::IN)];
+            let came = retry_on_intr(|| poll(&mut polled, Some(&LOOK_INTERVAL)))
+                .map_err(|errno| Refusal::kernel(errno, "wait for the daemon"))?;
             if !polled[0].revents().is_empty() {
                 self.sockets.remove_all(&self.settings.listen_below);
                 return Ok(());
             }
-            match accept_with(listener, SocketFlags::CLOEXEC) {
+            if came == 0 {
+                own.look();
+                continue;
+            }
+            match accept_with(&own.listener, SocketFlags::CLOEXEC) {
                 Ok(connection) => self.take(connection),
                 // Gone again already.
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
@@ -212,6 +223,10 @@ impl Desk {
             }
             ([b"publish", name, target], _) => {
                 let (name, target) = (path(name), path(target));
+                let Some(_counted) = Counted::new(&self.publishes, PUBLISHES_MAX) else {
+                    let sentence = format!("{PUBLISHES_MAX} models are being published already");
+                    return Err(Refusal::new(Errno::BUSY, sentence));
+                };
                 bind::publish(&self.settings, name, target, &|| waits(connection))?;
                 say(&format!("published `{}` at `{}`", name.display(), target.display()));
                 Ok(ok(&[]))
@@ -225,7 +240,6 @@ impl Desk {
             }
             ([b"listen", at], _) => {
                 let socket = self.sockets.listen(listen_below, path(at))?;
-                say(&format!("listens at `{}` for the daemon", path(at).display()));
                 Ok((ok(&[]).0, Some(socket)))
             }
             ([b"unlisten", at], _) => {

@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::place::Place;
+use crate::say;
 
 const BACKLOG: i32 = 128;
 /// A daemon needs two. Beyond that the oldest is no longer kept.
@@ -33,8 +34,48 @@ pub fn nobody_listens(path: &Path) -> Result<(), Refusal> {
     }
 }
 
-/// The keeper's own socket, for the peer and root only.
-pub fn of_keeper(path: &Path, peer_uid: u32) -> Result<OwnedFd, Refusal> {
+/// The keeper's own socket, which is made again where somebody removes its name.
+#[derive(Debug)]
+pub struct Own {
+    pub listener: OwnedFd,
+    path: PathBuf,
+    peer_uid: u32,
+    inode: Option<(u64, u64)>,
+    told: bool,
+}
+
+impl Own {
+    /// Listens at `path`.
+    pub fn listen(path: &Path, peer_uid: u32) -> Result<Self, Refusal> {
+        let listener = of_keeper(path, peer_uid)?;
+        Ok(Self { listener, path: path.to_owned(), peer_uid, inode: inode(path), told: false })
+    }
+
+    /// Makes the socket again if it has lost its name. Who is connected stays so.
+    pub fn look(&mut self) {
+        if self.inode.is_some() && inode(&self.path) == self.inode {
+            return;
+        }
+        match nobody_listens(&self.path).and_then(|()| Self::listen(&self.path, self.peer_uid)) {
+            Ok(again) => {
+                say(&format!("`{}` had been removed: it is made again", self.path.display()));
+                *self = again;
+            }
+            Err(refusal) if !self.told => {
+                self.told = true;
+                say(&format!("`{}` has been removed, so no daemon finds this keeper: {refusal}", self.path.display()));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Such a socket, for the peer and root only.
+fn of_keeper(path: &Path, peer_uid: u32) -> Result<OwnedFd, Refusal> {
     let parent = path.parent().unwrap_or(path);
     let old = DirBuilder::new().recursive(true).mode(0o755).create(parent).and_then(|()| fs::symlink_metadata(path));
     if old.is_ok_and(|old| old.file_type().is_socket()) {
@@ -88,6 +129,7 @@ impl Kept {
     /// The listening socket at `path`: the one that was made before, or another one in the place of
     /// a socket that was there. Root, who is kubelet, may connect.
     pub fn listen(&self, allowed: &[PathBuf], path: &Path) -> Result<Arc<OwnedFd>, Refusal> {
+        // Asked again and again by a daemon that wants to know whether it can still be reached.
         let place = Place::find_or_make(allowed, path)?;
         let mut sockets = self.sockets();
         if let Some(found) = sockets.iter().find(|kept| kept.path == path && kept.is_good(&place)) {
@@ -102,6 +144,7 @@ impl Kept {
         if sockets.len() >= KEPT_MAX {
             sockets.remove(0);
         }
+        say(&format!("listens at `{}` for the daemon", path.display()));
         let socket = Arc::clone(&made.open);
         sockets.push(made);
         Ok(socket)

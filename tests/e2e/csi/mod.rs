@@ -7,6 +7,7 @@ mod read_only;
 mod servers;
 mod stuck;
 mod told;
+mod wire;
 
 use std::fs;
 use std::os::unix::net::UnixStream;
