@@ -98,6 +98,21 @@ pub(super) fn replace_by(
     result
 }
 
+/// The same by way of a file that is there already and has its blocks, and that nobody else knows.
+pub(super) fn replace_in(spare: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let result = (|| {
+        let mut file = OpenOptions::new().write(true).open(spare)?;
+        file.write_all(bytes)?;
+        file.set_len(bytes.len() as u64)?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        rename(spare, path)
+    })();
+    if result.is_err() {
+        let _ = fs::remove_file(spare);
+    }
+    result
+}
+
 /// Syncs a file's bytes and length.
 pub(super) fn sync_file(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()

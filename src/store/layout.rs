@@ -45,6 +45,11 @@ impl Layout {
         self.root.join("lock")
     }
 
+    /// Room that is kept for notes.
+    pub(super) fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// Sealed blobs whose bytes were synced before they got their name.
     pub(super) fn blobs(&self) -> PathBuf {
         self.root.join("blobs")

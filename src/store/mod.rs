@@ -24,6 +24,7 @@ mod observer;
 mod partial;
 mod record;
 mod recovery;
+mod reserve;
 mod sealed;
 mod space;
 mod trees;
@@ -79,6 +80,7 @@ pub struct Store {
     /// Taken to change which manifests there are: publishing and forgetting exclude each other,
     /// because what one names the other must not remove.
     names: Mutex<()>,
+    unwritten: notes::Unwritten,
     observer: OnceLock<Arc<dyn Observer>>,
     recovered: Recovered,
     /// Marks whose blobs are out of every tree, as far as this process has seen to it.
@@ -127,7 +129,8 @@ impl Store {
         let (catalog, holds, names) = (Arc::new(Mutex::new(catalog)), Arc::default(), Mutex::default());
         let view = View::new(layout, met, Arc::clone(&catalog));
         let (observer, heeded, writable) = (OnceLock::new(), Mutex::default(), writable::Writable::default());
-        let store = Self { view, lock, catalog, holds, names, observer, recovered, heeded, writable };
+        let unwritten = notes::Unwritten::default();
+        let store = Self { view, lock, catalog, holds, names, unwritten, observer, recovered, heeded, writable };
         if let Err(error) = store.heed() {
             tracing::warn!(%error, "what is known to be damaged could not be taken out of every model's directory");
         }
@@ -210,12 +213,24 @@ impl Store {
         census::drop_partial(self.layout(), file_id)
     }
 
-    /// Writes a note in place of an older one of that name: letters, digits, `-` or `_`.
+    /// Writes a note in place of an older one of that name: letters, digits, `-` or `_`. One of who
+    /// uses what takes the room that is kept for those, and is tried again by [`Self::write_notes`]
+    /// where the disk does not take it.
     ///
     /// # Errors
     /// [`Error::Io`], with disk-full among them.
     pub fn note<T: serde::Serialize>(&self, shelf: Shelf, name: &str, note: &T) -> Result<(), Error> {
-        notes::write(self.layout(), shelf, name, note)
+        self.unwritten.write(self.layout(), shelf, name, record::encode(note))
+    }
+
+    /// Writes, and removes, the notes of who uses what that the disk did not take before, and keeps
+    /// room for those to come.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: it still does not.
+    pub fn write_notes(&self) -> Result<(), Error> {
+        self.unwritten.write_all(self.layout())?;
+        reserve::keep(self.layout())
     }
 
     /// Every note of that kind, with its name.
@@ -231,7 +246,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn remove_note(&self, shelf: Shelf, name: &str) -> Result<(), Error> {
-        notes::remove(self.layout(), shelf, name)
+        self.unwritten.remove(self.layout(), shelf, name)
     }
 
     /// Keeps a listing, so that readers of it find it whatever the source names later. Its name.
@@ -707,24 +722,34 @@ impl Store {
     }
 
     /// Forgets sources (by record id) and, where nothing else names them, their manifest, tree,
-    /// partials and blobs. Bytes freed.
+    /// partials and blobs. Bytes freed. A source that alone names a model which is not among
+    /// `manifests` has moved on to it since the caller looked, and stays: somebody may use that by now.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn forget(&self, record_ids: &[String], manifests: &[Digest]) -> Result<u64, Error> {
         let names = self.lock_names();
         let mut uris = HashSet::new();
-        let mut candidates: HashSet<Digest> = manifests.iter().copied().collect();
-        let mut named: HashSet<Digest> = HashSet::new();
+        let candidates: HashSet<Digest> = manifests.iter().copied().collect();
+        let (mut named, mut theirs): (HashSet<Digest>, Vec<_>) = (HashSet::new(), Vec::new());
         self.view.each_source(&mut |record, _| {
-            if record_ids.contains(&record.id()) {
-                candidates.extend(record.manifest);
-                uris.extend(record.files.into_iter().map(|file| file.uri));
+            let id = record.id();
+            if record_ids.contains(&id) {
+                let uris: Vec<_> = record.files.into_iter().map(|file| file.uri).collect();
+                theirs.push((id, record.manifest, uris));
             } else {
                 named.extend(record.manifest);
             }
         })?;
-        for id in record_ids {
+        let mut moved_on = HashSet::new();
+        for (id, manifest, of_record) in theirs {
+            if manifest.is_some_and(|digest| !candidates.contains(&digest) && !named.contains(&digest)) {
+                moved_on.insert(id);
+            } else {
+                uris.extend(of_record);
+            }
+        }
+        for id in record_ids.iter().filter(|id| !moved_on.contains(*id)) {
             let path = self.layout().source(id);
             fsx::remove_if_there(&path).at("remove", &path)?;
         }

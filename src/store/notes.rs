@@ -1,10 +1,13 @@
 //! Small checked documents that the layers above keep here: one file each, replaced by rename.
 
-use serde::Serialize;
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use serde::de::DeserializeOwned;
 
 use super::error::AtPath as _;
-use super::{Error, Layout, fsx, record};
+use super::{Error, Layout, fsx, record, reserve};
 
 /// Longer than any note: the names of a pod, where its volume is, and a URI. A longer one is neither
 /// written nor read.
@@ -13,7 +16,7 @@ const NOTE_LEN_MAX: u64 = 64 << 10;
 const NOTE_COUNT_MAX: usize = 100_000;
 
 /// A kind of note, and its directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Shelf {
     /// Who uses which model.
     Leases,
@@ -34,15 +37,82 @@ impl Shelf {
             Self::Volumes => "volumes",
         }
     }
+
+    /// Whether a model could be taken from who uses it if such a note was lost.
+    const fn is_of_use(self) -> bool {
+        matches!(self, Self::Leases | Self::Volumes)
+    }
 }
 
-/// Writes a note in place of an older one of that name: 1 to 64 letters, digits, `-` or `_`.
-pub(super) fn write<T: Serialize>(layout: &Layout, shelf: Shelf, name: &str, note: &T) -> Result<(), Error> {
-    let (path, line) = (layout.note(shelf.directory(), name), record::encode(note));
-    if line.len() as u64 > NOTE_LEN_MAX {
-        return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge)).at("write", &path);
+/// Notes of who uses what that the disk did not take, or did not let go of, by what is to be there.
+/// What is true is in memory then, and has to get to the disk before the next restart.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten(Mutex<Waiting>);
+
+/// What each note is to be, or that it is to be gone.
+type Waiting = HashMap<(Shelf, String), Option<Vec<u8>>>;
+
+impl Unwritten {
+    /// Writes a note in place of an older one of that name: 1 to 64 letters, digits, `-` or `_`.
+    pub(super) fn write(&self, layout: &Layout, shelf: Shelf, name: &str, note: Vec<u8>) -> Result<(), Error> {
+        if note.len() as u64 > NOTE_LEN_MAX {
+            return Err(std::io::Error::from(ErrorKind::FileTooLarge))
+                .at("write", layout.note(shelf.directory(), name));
+        }
+        self.settle(layout, shelf, name, Some(note))
     }
-    fsx::replace(&layout.scratch(), &path, &line).at("write", &path)
+
+    /// Removes a note, if it is there.
+    pub(super) fn remove(&self, layout: &Layout, shelf: Shelf, name: &str) -> Result<(), Error> {
+        self.settle(layout, shelf, name, None)
+    }
+
+    /// Tries again what failed. The rest is left after the first that fails again.
+    pub(super) fn write_all(&self, layout: &Layout) -> Result<(), Error> {
+        let mut unwritten = self.lock();
+        let count = unwritten.len();
+        while let Some((key, note)) = unwritten.iter().next().map(|(key, note)| (key.clone(), note.clone())) {
+            put(layout, key.0, &key.1, note.as_deref())?;
+            unwritten.remove(&key);
+        }
+        if count > 0 {
+            tracing::info!(notes = count, "written down at last");
+        }
+        Ok(())
+    }
+
+    /// Under the lock from the first try on: an older note must not come after a newer one.
+    fn settle(&self, layout: &Layout, shelf: Shelf, name: &str, note: Option<Vec<u8>>) -> Result<(), Error> {
+        if !shelf.is_of_use() {
+            return put(layout, shelf, name, note.as_deref());
+        }
+        let (mut unwritten, key) = (self.lock(), (shelf, name.to_owned()));
+        let result = put(layout, shelf, name, note.as_deref());
+        match &result {
+            Ok(()) => unwritten.remove(&key),
+            Err(_) => unwritten.insert(key, note),
+        };
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the note of that name what it is to be: there, or not.
+fn put(layout: &Layout, shelf: Shelf, name: &str, note: Option<&[u8]>) -> Result<(), Error> {
+    let path = layout.note(shelf.directory(), name);
+    let Some(bytes) = note else { return fsx::remove_if_there(&path).at("remove", &path) };
+    let mut written = fsx::replace(&layout.scratch(), &path, bytes);
+    while shelf.is_of_use()
+        && let Err(error) = &written
+        && matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        && let Some(in_reserve) = reserve::replace(layout, &path, bytes)
+    {
+        written = in_reserve;
+    }
+    written.at("write", &path)
 }
 
 /// Every note that can be read, with its name. One that says nothing right is removed: it proves
@@ -54,9 +124,9 @@ pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Re
         let path = directory.join(&name);
         let text = match fsx::read_bounded(&path, NOTE_LEN_MAX) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => Vec::new(),
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => Vec::new(),
             // Removed since the listing.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a note cannot be read: it is passed over");
                 continue;
@@ -72,12 +142,6 @@ pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Re
         }
     }
     Ok(notes)
-}
-
-/// Removes a note, if it is there.
-pub(super) fn remove(layout: &Layout, shelf: Shelf, name: &str) -> Result<(), Error> {
-    let path = layout.note(shelf.directory(), name);
-    fsx::remove_if_there(&path).at("remove", &path)
 }
 
 #[cfg(test)]
