@@ -205,6 +205,11 @@ impl Answers {
         }
     }
 
+    /// What is open, once for each time.
+    pub fn open_parts(&self) -> Vec<Digest> {
+        self.opens.all()
+    }
+
     /// Nothing is open: the mount is new.
     pub fn forget_opens(&self) {
         self.opens.clear().iter().for_each(|part| self.cache.residency().book().closed(part));
@@ -220,8 +225,7 @@ impl Answers {
     /// Notes the end of an open. `part` says what it was of where its handle does not.
     fn closed(&self, handle: u64, part: impl FnOnce() -> Option<Digest>) {
         lock(&self.files).remove(&handle);
-        let noted = self.opens.closed(handle);
-        if let Some(part) = noted.or_else(|| if handle == NO_SLOT { part() } else { None }) {
+        if let Some(part) = self.opens.closed(handle, part) {
             self.cache.residency().book().closed(&part);
         }
     }

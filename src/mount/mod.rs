@@ -321,17 +321,23 @@ impl Mounts {
         for fuse in all {
             let backing = Backing::kept(fuse.epoch, Arc::clone(keeper));
             let fuse = Arc::new(fuse);
-            begun.push((self.answers(&table_of(fuse.epoch), backing, Some(Arc::clone(&fuse)))?, fuse));
+            let answers = self.answers(&table_of(fuse.epoch), backing, Some(Arc::clone(&fuse)))?;
+            begun.push((Begun { mounts: self, answers, is_served: false }, fuse));
         }
         self.know_opens(&tables)?;
-        for (answers, fuse) in begun {
+        for (mut begun, fuse) in begun {
+            let answers = Arc::clone(&begun.answers);
             let directory = (fuse.epoch == epoch).then_some(directory);
             answers.drop_stale_ids();
             answers.recall_opens();
             let session = session::resume(Mounted(Arc::clone(&answers)), &fuse);
             match session.and_then(|session| self.serve(session, &answers, Some(fuse.epoch), directory)) {
-                Ok(()) if directory.is_none() => tracing::info!("serving a mount that pods have from a keeper before"),
-                Ok(()) => {}
+                Ok(()) => {
+                    begun.is_served = true;
+                    if directory.is_none() {
+                        tracing::info!("serving a mount that pods have from a keeper before");
+                    }
+                }
                 Err(error) if directory.is_none() => {
                     answers.forget_opens();
                     tracing::warn!(%error, "a mount that pods have from a keeper before is not served");
@@ -366,6 +372,22 @@ impl Mounts {
             reads_waiting: self.counts.waiting.load(Relaxed),
             reads_failed: self.counts.failed.load(Relaxed),
             bytes_read: self.counts.bytes.load(Relaxed),
+        }
+    }
+}
+
+/// Answers that are to serve a mount, and count what is open in it. Where they do not, it may be open
+/// still: it is supposed to be, until the next ones count it.
+struct Begun<'m> {
+    mounts: &'m Mounts,
+    answers: Arc<Answers>,
+    is_served: bool,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if !self.is_served {
+            lock(&self.mounts.supposed).extend(self.answers.open_parts());
         }
     }
 }

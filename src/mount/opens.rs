@@ -6,6 +6,7 @@
 //! the request that took it: one that is closed a second time, by a daemon that was killed before it
 //! said so, closes nothing else.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -42,8 +43,8 @@ pub struct Opens {
 struct State {
     map: MmapMut,
     free: Vec<u32>,
-    /// Opens without a slot.
-    unslotted: u64,
+    /// Opens of this process without a slot, by what is open.
+    unslotted: HashMap<Digest, u32>,
 }
 
 impl Opens {
@@ -65,7 +66,7 @@ impl Opens {
                 map
             }
         };
-        let mut state = State { map, free: Vec::new(), unslotted: 0 };
+        let mut state = State { map, free: Vec::new(), unslotted: HashMap::new() };
         state.free = (0..SLOT_COUNT).rev().filter(|&slot| state.request(slot) == 0).collect();
         Ok(Self { state: Mutex::new(state) })
     }
@@ -77,7 +78,9 @@ impl Opens {
     /// What is open, once for each time.
     pub fn all(&self) -> Vec<Digest> {
         let state = self.state();
-        (0..SLOT_COUNT).filter(|&slot| state.request(slot) != 0).map(|slot| state.part(slot)).collect()
+        let slots = (0..SLOT_COUNT).filter(|&slot| state.request(slot) != 0).map(|slot| state.part(slot));
+        let others = state.unslotted.iter().flat_map(|(part, count)| (0..*count).map(|_| *part));
+        slots.chain(others).collect()
     }
 
     /// Forgets everything; what was open, once for each time.
@@ -86,7 +89,7 @@ impl Opens {
         let mut state = self.state();
         state.map.fill(0);
         state.free = (0..SLOT_COUNT).rev().collect();
-        state.unslotted = 0;
+        state.unslotted.clear();
         all
     }
 
@@ -95,7 +98,7 @@ impl Opens {
         let state = self.state();
         let is_open = |&slot: &u32| state.request(slot) != 0 && state.part(slot) == *part;
         let mut slots = (0..SLOT_COUNT).filter(is_open).map(|slot| handle_of(slot, state.request(slot)));
-        state.unslotted == 0 && slots.next() == Some(handle) && slots.next().is_none()
+        state.unslotted.is_empty() && slots.next() == Some(handle) && slots.next().is_none()
     }
 
     /// Notes that the request `unique` opened `part`. The handle to give out, and whether that is
@@ -110,7 +113,7 @@ impl Opens {
             }
         }
         let Some(slot) = state.free.pop() else {
-            state.unslotted += 1;
+            *state.unslotted.entry(part).or_default() += 1;
             return (NO_SLOT, true);
         };
         let at = slot as usize * SLOT_LEN;
@@ -121,14 +124,21 @@ impl Opens {
         (handle_of(slot, request), true)
     }
 
-    /// Notes the end of what was given this handle; what it was of, where it was noted.
-    pub fn closed(&self, handle: u64) -> Option<Digest> {
-        let mut state = self.state();
+    /// Notes the end of what was given this handle; what it was of, where it was noted. `part` says so
+    /// for one that has no slot.
+    pub fn closed(&self, handle: u64, part: impl FnOnce() -> Option<Digest>) -> Option<Digest> {
         if handle == NO_SLOT {
+            let part = part()?;
+            let mut state = self.state();
             // One of an earlier life is not in the count.
-            state.unslotted = state.unslotted.saturating_sub(1);
-            return None;
+            let count = state.unslotted.get_mut(&part)?;
+            *count -= 1;
+            if *count == 0 {
+                state.unslotted.remove(&part);
+            }
+            return Some(part);
         }
+        let mut state = self.state();
         let slot = u32::try_from(handle & ((1 << SLOT_BITS) - 1)).ok().filter(|&slot| slot < SLOT_COUNT)?;
         let request = state.request(slot);
         if request == 0 || handle_of(slot, request) != handle {
@@ -193,14 +203,18 @@ mod tests {
         assert_eq!(opens.opened(0xc | RESENT, b), (second, false), "sent again: the same open");
         let (third, is_news) = opens.opened(0xe | RESENT, a);
         assert!(is_news && third != first, "sent again, and never answered before");
-        assert_eq!(opens.closed(first), Some(a));
-        assert_eq!((opens.closed(first), opens.closed(NO_SLOT)), (None, None));
+        assert_eq!(opens.closed(first, || None), Some(a));
+        assert_eq!(
+            (opens.closed(first, || None), opens.closed(NO_SLOT, || Some(a))),
+            (None, None),
+            "none without a slot"
+        );
         assert_eq!(opens.all().len(), 2);
         assert!(opens.is_only(third, &a) && opens.is_only(second, &b));
         assert!(!opens.is_only(first, &a) && !opens.is_only(second, &a), "not an open of that");
         let (fourth, _) = opens.opened(0x10, a);
         assert!(!opens.is_only(third, &a) && !opens.is_only(fourth, &a) && opens.is_only(second, &b));
-        opens.closed(third);
+        opens.closed(third, || None);
         assert!(opens.is_only(fourth, &a));
     }
 
@@ -213,14 +227,15 @@ mod tests {
         assert!(!handles.contains(&NO_SLOT));
         assert_eq!(opens.opened(1 << 40, a), (NO_SLOT, true));
         let b = Digest::of(b"b");
-        assert_eq!(opens.closed(handles[7]), Some(a));
+        assert_eq!(opens.closed(handles[7], || None), Some(a));
         let (other, _) = opens.opened(1 << 42, b);
         assert!(!opens.is_only(other, &b), "the one without a slot may be of the same");
-        assert_eq!((opens.closed(NO_SLOT), opens.is_only(other, &b)), (None, true));
-        assert_eq!(opens.closed(other), Some(b));
+        assert_eq!(opens.closed(NO_SLOT, || Some(b)), None, "nothing of that was opened without one");
+        assert_eq!((opens.closed(NO_SLOT, || Some(a)), opens.is_only(other, &b)), (Some(a), true));
+        assert_eq!(opens.closed(other, || None), Some(b));
         let (again, _) = opens.opened(1 << 41, a);
         assert_ne!(again, NO_SLOT);
-        assert_eq!(opens.closed(handles[7]), None, "closed once more: the slot is another's now");
-        assert_eq!(opens.closed(again), Some(a));
+        assert_eq!(opens.closed(handles[7], || None), None, "closed once more: the slot is another's now");
+        assert_eq!(opens.closed(again, || None), Some(a));
     }
 }
