@@ -4,11 +4,14 @@
 //! written down survives the daemon; a lease whose owner has gone ends at the next look.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-use super::owner::{Life, Owner};
+use super::in_pods::InPods;
+use super::owner::{Life, Owner, Pods};
 use crate::domain::Digest;
 use crate::report::text::unix;
 use crate::store::{self, Shelf, Store};
@@ -29,6 +32,10 @@ pub struct Lease {
     pub since: u64,
     /// Whether the owner was ever seen: only then does its absence say that it is gone.
     pub seen: bool,
+    /// Of a model that came of a listing: the lease that its owner was given on that listing, with
+    /// which it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<String>,
 }
 
 /// Somebody wants a source kept, or a model whatever names it.
@@ -51,9 +58,11 @@ pub enum Refused {
 /// Leases and pins of a store. Calls block: they write small files.
 #[derive(Debug, Default)]
 pub struct Book {
+    /// What is mounted for pods.
+    pub(super) in_pods: InPods,
+    /// How often some use has ended, for who waits for that.
+    ended: watch::Sender<u64>,
     leases: HashMap<String, Lease>,
-    /// Of these, those that a full or failing disk did not take yet.
-    unwritten: HashSet<String>,
     pins: HashMap<String, Pin>,
     leaving: HashSet<Digest>,
     /// How often each blob, or what is still arriving of a listing, is open in the mount.
@@ -61,6 +70,13 @@ pub struct Book {
 }
 
 impl Lease {
+    /// Whether people mean this lease, of that id, by a name: the id, its owner, or the owner's pod.
+    #[must_use]
+    pub fn is_called(&self, id: &str, name: &str) -> bool {
+        let of_pod = name.strip_prefix("pod:").is_some_and(|uid| self.owner.pod() == Some(uid));
+        id == name || of_pod || self.owner.name() == Some(name) || self.owner.to_string() == name
+    }
+
     /// Whether its owner, of whom that is seen now, is gone, or was never seen for too long. Who was
     /// seen before and cannot be looked for now is there: whoever looks may be away.
     #[must_use]
@@ -82,10 +98,8 @@ impl Book {
     pub fn open(store: &Store) -> Result<Self, store::Error> {
         Ok(Self {
             leases: store.notes(Shelf::Leases)?.into_iter().take(LEASE_COUNT_MAX).collect(),
-            unwritten: HashSet::new(),
             pins: store.notes(Shelf::Pins)?.into_iter().collect(),
-            leaving: HashSet::new(),
-            open: HashMap::new(),
+            ..Self::default()
         })
     }
 
@@ -98,64 +112,55 @@ impl Book {
         if self.leaving.contains(&digest) {
             return Err(Refused::Leaving);
         }
-        let id = id_of(&owner, &digest);
-        let lease = Lease { seen, owner, digest, since: unix(SystemTime::now()) };
-        if self.leases.get(&id).is_some_and(|known| known.seen == seen && known.seen) {
-            return Ok(id);
+        let lease = Lease { seen, owner, digest, since: unix(SystemTime::now()), with: None };
+        let known = self.leases.get(&id_of(&lease.owner, &digest));
+        if known.is_some_and(|known| known.seen == seen && known.seen && known.with.is_none()) {
+            return Ok(id_of(&lease.owner, &digest));
         }
+        self.take(store, lease)
+    }
+
+    /// Takes a lease in place of an older one of the same owner and model; its id.
+    fn take(&mut self, store: &Store, lease: Lease) -> Result<String, Refused> {
+        let id = id_of(&lease.owner, &lease.digest);
         if self.leases.len() >= LEASE_COUNT_MAX && !self.leases.contains_key(&id) {
             return Err(Refused::TooMany);
         }
         if !matches!(lease.owner, Owner::Connection(_)) {
-            match store.note(Shelf::Leases, &id, &lease) {
-                Ok(()) => drop(self.unwritten.remove(&id)),
-                Err(error) => {
-                    // A full disk is no reason to keep a model from a pod when the model is here.
-                    // The lease holds for as long as this process lives.
-                    tracing::warn!(owner = %lease.owner, %error, "a lease could not be written down: it is tried again");
-                    self.unwritten.insert(id.clone());
-                }
+            // A full disk is no reason to keep a model from a pod when the model is here. The lease
+            // holds for as long as this process lives, and is written down as soon as the disk takes it.
+            if let Err(error) = store.note(Shelf::Leases, &id, &lease) {
+                tracing::warn!(owner = %lease.owner, %error, "a lease could not be written down: it is tried again");
             }
         }
         self.leases.insert(id.clone(), lease);
         Ok(id)
     }
 
-    /// Writes down the leases that the disk did not take before.
+    /// Ends those leases that `is_over` says, and those that end with them; the models they were of.
     ///
     /// # Errors
-    /// [`store::Error::Io`]: it still does not.
-    pub fn write_down(&mut self, store: &Store) -> Result<(), store::Error> {
-        let (leases, unwritten) = (&self.leases, &mut self.unwritten);
-        while let Some(id) = unwritten.iter().next().cloned() {
-            if let Some(lease) = leases.get(&id) {
-                store.note(Shelf::Leases, &id, lease)?;
+    /// [`store::Error::Io`]: they have ended, and what is written of them is removed later.
+    pub fn release(
+        &mut self,
+        store: &Store,
+        is_over: impl Fn(&str, &Lease) -> bool,
+    ) -> Result<Vec<Digest>, store::Error> {
+        let over: HashSet<String> =
+            self.leases.iter().filter(|(id, lease)| is_over(id, lease)).map(|(id, _)| id.clone()).collect();
+        if over.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (mut digests, mut result) = (Vec::new(), Ok(()));
+        let is_with = |lease: &Lease| lease.with.as_ref().is_some_and(|with| over.contains(with));
+        for (id, lease) in self.leases.extract_if(|id, lease| over.contains(id) || is_with(lease)) {
+            digests.push(lease.digest);
+            if !matches!(lease.owner, Owner::Connection(_)) {
+                result = result.and(store.remove_note(Shelf::Leases, &id));
             }
-            unwritten.remove(&id);
         }
-        Ok(())
-    }
-
-    /// Ends a lease; the model it was of.
-    ///
-    /// # Errors
-    /// [`store::Error::Io`]: it has ended, and comes back with the next start.
-    pub fn release(&mut self, store: &Store, id: &str) -> Result<Option<Digest>, store::Error> {
-        let Some(lease) = self.leases.remove(id) else { return Ok(None) };
-        self.unwritten.remove(id);
-        if !matches!(lease.owner, Owner::Connection(_)) {
-            store.remove_note(Shelf::Leases, id)?;
-        }
-        Ok(Some(lease.digest))
-    }
-
-    /// Ends a lease that is still as it was found, as [`Self::release`] does; nothing where it has been
-    /// asked for again.
-    ///
-    /// # Errors
-    /// Those of [`Self::release`].
-    pub fn end(&mut self, store: &Store, id: &str, found: &Lease) -> Result<Option<Digest>, store::Error> {
-        if self.leases.get(id) == Some(found) { self.release(store, id) } else { Ok(None) }
+        self.tell_ended();
+        result.map(|()| digests)
     }
 
     /// All leases with their ids.
@@ -169,7 +174,19 @@ impl Book {
         let of_model = self.leases.values().filter(|lease| lease.digest == *digest);
         let mut users: Vec<String> = of_model.map(|lease| lease.owner.told()).collect();
         users.sort();
+        users.dedup();
         users
+    }
+
+    /// Somebody who has a lease that a daemon left behind, and has not ended as far as anybody can see.
+    #[must_use]
+    pub fn left_user(&self, digest: &Digest) -> Option<String> {
+        // Of pods, a process that is no daemon sees nothing.
+        let unseen = Pods::Directory(PathBuf::from("/dev/null"));
+        let is_left = |lease: &&Lease| {
+            lease.digest == *digest && !lease.has_ended(lease.owner.life(&unseen, Duration::ZERO), SystemTime::now())
+        };
+        self.leases.values().find(is_left).map(|lease| lease.owner.to_string())
     }
 
     /// Pins a source (by its record's id) or a model (by its digest) for `holder`.
@@ -254,10 +271,20 @@ impl Book {
         self.leases.values().any(|lease| lease.digest == *digest)
     }
 
-    /// Whether somebody has a lease of it or has it open.
+    /// Whether somebody has a lease of it or has it open, or a pod may have it mounted.
     #[must_use]
     pub fn is_used(&self, digest: &Digest) -> bool {
-        self.open.contains_key(digest) || self.is_leased(digest)
+        self.open.contains_key(digest) || self.in_pods.may_have(digest) || self.is_leased(digest)
+    }
+
+    /// Some use has ended: room that was not there may be now.
+    pub(super) fn tell_ended(&self) {
+        self.ended.send_modify(|count| *count += 1);
+    }
+
+    /// Hears whenever some use ends.
+    pub(super) fn endings(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
     }
 
     /// A blob, or a file that is still arriving for a listing, was opened in the mount. Whether it is
@@ -274,6 +301,7 @@ impl Book {
             *count -= 1;
             if *count == 0 {
                 self.open.remove(part);
+                self.tell_ended();
             }
         }
     }
@@ -297,9 +325,16 @@ impl Book {
         listing: &Digest,
         model: Digest,
     ) -> Result<(), Refused> {
+        if self.leaving.contains(&model) {
+            return Err(Refused::Leaving);
+        }
         let waiting = self.leases.iter().filter(|(id, lease)| lease.digest == *listing && !left.contains(*id));
-        let owners: Vec<(bool, Owner)> = waiting.map(|(_, lease)| (lease.seen, lease.owner.clone())).collect();
-        owners.into_iter().try_for_each(|(seen, owner)| self.lease(store, seen, owner, model).map(drop))
+        let theirs: Vec<Lease> = waiting
+            .map(|(id, lease)| Lease { digest: model, with: Some(id.clone()), ..lease.clone() })
+            // What somebody asked for by itself ends by itself.
+            .filter(|lease| !self.leases.contains_key(&id_of(&lease.owner, &model)))
+            .collect();
+        theirs.into_iter().try_for_each(|lease| self.take(store, lease).map(drop))
     }
 }
 
@@ -322,11 +357,36 @@ mod tests {
         let id = book.lease(&store, true, owner.clone(), model).expect("a lease");
         let found = book.leases[&id].clone();
         assert_eq!(book.lease(&store, false, owner, model).expect("a lease"), id);
-        assert_eq!(book.end(&store, &id, &found).expect("a disk"), None);
+        assert_eq!(book.release(&store, |_, lease| *lease == found).expect("a disk"), []);
         let again = book.leases[&id].clone();
         assert_eq!(store.notes::<Lease>(Shelf::Leases).expect("a disk"), [(id.clone(), again.clone())]);
-        assert_eq!(book.end(&store, &id, &again).expect("a disk"), Some(model));
+        assert_eq!(book.release(&store, |_, lease| *lease == again).expect("a disk"), [model]);
         assert!(!book.is_leased(&model) && store.notes::<Lease>(Shelf::Leases).expect("a disk").is_empty());
+    }
+
+    #[test]
+    fn what_a_listing_became_ends_with_the_lease_that_was_given() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(directory.path()).expect("a store");
+        let mut book = Book::default();
+        let (listing, model) = (Digest::of(b"listing"), Digest::of(b"model"));
+        let owners = [Owner::Connection(1), Owner::Pod("5d0c".into()), Owner::Pod("6e1d".into())];
+        let ids = owners.clone().map(|owner| book.lease(&store, true, owner, listing).expect("a lease"));
+        let own = book.lease(&store, true, owners[2].clone(), model).expect("a lease");
+        book.lease_also(&store, &HashSet::new(), &listing, model).expect("leases");
+        assert_eq!(book.leases().count(), 6);
+        for id in &ids {
+            book.release(&store, |known, _| known == id).expect("a disk");
+        }
+        assert_eq!(book.leases().map(|(id, _)| id.clone()).collect::<Vec<_>>(), [own.clone()], "asked for by itself");
+        // Asked for by itself after it came that way.
+        let id = book.lease(&store, true, owners[1].clone(), listing).expect("a lease");
+        book.lease_also(&store, &HashSet::new(), &listing, model).expect("leases");
+        let kept = book.lease(&store, true, owners[1].clone(), model).expect("a lease");
+        assert_eq!(book.release(&store, |known, _| known == id).expect("a disk"), [listing]);
+        assert!(book.leases.contains_key(&kept));
+        assert_eq!(book.release(&store, |_, _| true).expect("a disk").len(), 2);
+        assert!(store.notes::<Lease>(Shelf::Leases).expect("a disk").is_empty());
     }
 
     #[test]
@@ -336,6 +396,7 @@ mod tests {
             digest: Digest::of(b"x"),
             since: unix(SystemTime::now()) - hours * 3600,
             seen,
+            with: None,
         };
         let ended = |lease: Lease, life| lease.has_ended(life, SystemTime::now());
         for hours in [1, 1000] {

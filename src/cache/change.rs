@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::in_pods;
 use super::named;
 use super::{Cache, blocking};
 use crate::domain::Digest;
@@ -45,6 +46,7 @@ impl Cache {
         let cache = Arc::clone(self);
         blocking(move || {
             let (store, residency) = (cache.store(), &cache.residency);
+            residency.see_pods(in_pods::PATIENCE);
             let (mut records, mut manifests) = (Vec::new(), Vec::new());
             let (mut listings, mut leaving) = (Vec::new(), Vec::new());
             let (ids, refused) = {
@@ -64,8 +66,10 @@ impl Cache {
                 if let Some((name, _)) = records.iter().find(|(_, id)| book.is_pinned(id)) {
                     refused = refused.or_else(|| Some(in_use(name, "it is pinned")));
                 }
-                if let Some((name, _)) = listings.iter().find(|(_, listing)| book.is_used(listing)) {
-                    refused = refused.or_else(|| Some(in_use(name, "somebody reads it while it arrives")));
+                if let Some((name, listing)) = listings.iter().find(|(_, listing)| book.is_used(listing)) {
+                    let place = book.in_pods.place(listing);
+                    let why = place.as_deref().unwrap_or("somebody reads it while it arrives");
+                    refused = refused.or_else(|| Some(in_use(name, why)));
                 }
                 for (name, digest) in &manifests {
                     if refused.is_none() && !leaving.contains(digest) {
@@ -76,7 +80,10 @@ impl Cache {
                             leaving.push(*digest);
                         } else {
                             let users = book.users(digest);
-                            let who = if users.is_empty() && blobs.iter().any(|blob| book.is_used(blob)) {
+                            let place = book.in_pods.place(digest).filter(|_| users.is_empty());
+                            let who = if let Some(place) = place {
+                                place
+                            } else if users.is_empty() && blobs.iter().any(|blob| book.is_used(blob)) {
                                 "a file of it is open".into()
                             } else if users.is_empty() {
                                 "it is pinned".into()
@@ -95,11 +102,12 @@ impl Cache {
             if let Some(failure) = refused {
                 return Err(failure);
             }
+            let marked = residency.leaving(&leaving);
             residency.herald(&ids);
             residency.forget_known();
             let freed = store.forget(&ids, &leaving);
+            drop(marked);
             let mut book = residency.book();
-            leaving.iter().for_each(|digest| book.end_leaving(digest));
             for id in &ids {
                 book.unpin(store, id, None)?;
             }
@@ -110,13 +118,13 @@ impl Cache {
         .await
     }
 
-    /// Ends a lease by hand; whether there was one.
+    /// Ends a lease by its id, or all of an owner, by hand; how many that were.
     ///
     /// # Errors
     /// The disk's.
-    pub async fn release(self: &Arc<Self>, id: String) -> Result<bool, Failure> {
+    pub async fn release(self: &Arc<Self>, name: String) -> Result<usize, Failure> {
         let cache = Arc::clone(self);
-        blocking(move || Ok(cache.residency.release(&id)?)).await
+        blocking(move || Ok(cache.residency.release(|id, lease| lease.is_called(id, &name))?)).await
     }
 
     /// Syncs everything that is not synced yet.

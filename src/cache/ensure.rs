@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::book::Refused;
+use super::ending::Connected;
 use super::event::{Event, Ready};
 use super::flight::{Flight, Landing, Seat};
 use super::owner::{Life, Owner};
@@ -114,20 +115,21 @@ impl Wish {
 pub struct Granted {
     /// The model.
     pub ready: Ready,
-    _lease: Option<CallersLease>,
+    _caller: Option<Connected>,
 }
 
-#[derive(Debug)]
-struct CallersLease {
-    cache: Arc<Cache>,
-    id: String,
+/// Who a lease will be for.
+struct For {
+    owner: Owner,
+    /// Whether it is seen.
+    seen: bool,
+    /// Where it is the caller: until its end.
+    caller: Option<Connected>,
 }
 
-impl Drop for CallersLease {
-    fn drop(&mut self) {
-        if let Err(error) = self.cache.residency.release(&self.id) {
-            tracing::warn!(%error, "a lease could not be ended");
-        }
+impl For {
+    fn split(self) -> ((Owner, bool), Option<Connected>) {
+        ((self.owner, self.seen), self.caller)
     }
 }
 
@@ -355,10 +357,10 @@ impl Cache {
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Option<Granted>, Failure> {
         let owner = wish.waits.on(KEEPER, self.owner_of(wish, tell)).await?;
-        let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, taken) = (Arc::clone(self), Arc::clone(resident));
         let take = blocking(move || {
             let residency = &cache.residency;
+            let (owner, caller) = owner.map(For::split).unzip();
             let lease = {
                 let mut book = residency.book();
                 let lease = |(owner, seen)| book.lease(&residency.store, seen, owner, taken.digest);
@@ -369,15 +371,10 @@ impl Cache {
                 residency.store.view().touch_id(&taken.record_id);
             }
             // The caller may have gone by now: then this is dropped, and with it the lease.
-            let held = |id: String| {
-                let callers = is_callers.then(|| CallersLease { cache: Arc::clone(&cache), id: id.clone() });
-                (id, callers)
-            };
-            Ok(lease.map(|id| id.map(held)))
+            Ok(lease.map(|id| (id, caller.flatten())))
         });
-        let lease = wish.waits.on(DISK, take).await?;
-        let (id, lease) = match lease {
-            Ok(lease) => lease.unzip(),
+        let (id, caller) = match wish.waits.on(DISK, take).await? {
+            Ok(lease) => lease,
             Err(Refused::Leaving) => return Ok(None),
             Err(Refused::TooMany) => {
                 return Err(Failure::hinted(
@@ -404,7 +401,7 @@ impl Cache {
         }
         self.metrics.served_from_cache(ready.bytes_here);
         ready.lease = id;
-        Ok(Some(Granted { ready, _lease: lease.flatten() }))
+        Ok(Some(Granted { ready, _caller: caller }))
     }
 
     /// Who the lease will be for, and whether they are seen.
@@ -412,10 +409,13 @@ impl Cache {
         self: &Arc<Self>,
         wish: &Wish,
         tell: &mut (dyn FnMut(Event) + Send),
-    ) -> Result<Option<(Owner, bool)>, Failure> {
+    ) -> Result<Option<For>, Failure> {
         let owner = match &wish.lease {
             LeaseWish::None => return Ok(None),
-            LeaseWish::Caller => self.next_connection(),
+            LeaseWish::Caller => {
+                let caller = self.next_connection();
+                return Ok(Some(For { owner: caller.owner(), seen: true, caller: Some(caller) }));
+            }
             LeaseWish::Owner(owner) => owner.clone(),
         };
         let seen = self.residency.life(&owner).await == Life::Alive;
@@ -425,7 +425,7 @@ impl Cache {
                 format!("no pod `{uid}` is there {pods}, so its lease cannot end with it and is kept for a day");
             tell(Event::Warning { message });
         }
-        Ok(Some((owner, seen)))
+        Ok(Some(For { owner, seen, caller: None }))
     }
 
     /// Lets a reader in before the bytes are here: a lease of the listing, which keeps them coming.
@@ -438,21 +438,20 @@ impl Cache {
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<Granted, Failure> {
         let owner = wish.waits.on(KEEPER, self.owner_of(wish, tell)).await?;
-        let is_callers = wish.lease == LeaseWish::Caller;
         let (cache, kept) = (Arc::clone(self), Arc::clone(&record));
         let take = blocking(move || {
             let residency = &cache.residency;
+            // The caller's end takes the lock of the book, and so is no part of what is under it.
+            let (owner, caller) = owner.map(For::split).unzip();
             let mut book = residency.book();
             // Under the lock: without a lease of it, housekeeping forgets it.
             let listing = residency.store.keep_listing(&kept)?;
             let lease = owner.map(|(owner, seen)| book.lease(&residency.store, seen, owner, listing));
             drop(book);
             let id = lease.transpose().map_err(|refused| Failure::new(Exit::Busy, refused.to_string()))?;
-            let callers = is_callers.then(|| id.clone().map(|id| CallersLease { cache: Arc::clone(&cache), id }));
-            Ok((listing, (id, callers.flatten())))
+            Ok((listing, (id, caller.flatten())))
         });
-        let (listing, lease) = wish.waits.on(DISK, take).await?;
-        let (id, lease) = lease;
+        let (listing, (id, caller)) = wish.waits.on(DISK, take).await?;
         let moving = seat.flight().moving();
         // The flight goes on for as long as the lease does.
         self.keep_coming(&record, Some(seat));
@@ -471,7 +470,7 @@ impl Cache {
             ready.path = mount.join(ARRIVING).join(&ready.digest).display().to_string();
             ready.root = mount.display().to_string();
         }
-        Ok(Granted { ready, _lease: lease })
+        Ok(Granted { ready, _caller: caller })
     }
 
     pub(super) fn board(self: &Arc<Self>, wish: &Wish, key: &str) -> (Seat, bool) {

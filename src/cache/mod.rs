@@ -6,6 +6,7 @@
 mod arriving;
 mod book;
 mod change;
+mod ending;
 mod ensure;
 mod event;
 pub mod eviction;
@@ -13,6 +14,7 @@ mod expiry;
 mod flight;
 mod heal;
 mod herald;
+mod in_pods;
 pub mod listing;
 mod look;
 mod mend;
@@ -41,11 +43,12 @@ use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 
 pub use arriving::ReadError;
-pub use book::{Book, Refused};
+pub use book::{Book, Lease, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Waits, Wish};
 pub use event::{Event, Moving, MovingFile, Ready};
 pub use herald::Herald;
+pub use in_pods::{Mounting, Mounts};
 pub use mounted::{ARRIVING, MountStatus};
 pub use owner::{Owner, OwnerError, Pods};
 pub use rate::Rate;
@@ -171,8 +174,8 @@ impl Cache {
         self.residency.life(&Owner::Pod(uid.to_owned())).await == owner::Life::Gone
     }
 
-    fn next_connection(&self) -> Owner {
-        Owner::Connection(self.connections.fetch_add(1, Relaxed))
+    fn next_connection(&self) -> ending::Connected {
+        self.residency.connected(self.connections.fetch_add(1, Relaxed))
     }
 
     /// Whether no pull is on its way.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::in_pods::Mounts;
+
 /// An owner of a lease that outlives a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,21 +53,29 @@ pub enum Life {
 }
 
 /// Says within a time whether the pod of a UID is on this node; `None` where there is no answer.
-type Ask = Box<dyn Fn(&str, Duration) -> Option<bool> + Send + Sync>;
+type There = Box<dyn Fn(&str, Duration) -> Option<bool> + Send + Sync>;
+
+/// Says what is mounted for pods.
+type Mounted = Box<dyn Fn() -> io::Result<Mounts> + Send + Sync>;
 
 /// How pods of this node are seen.
 pub enum Pods {
     /// In this directory of kubelet, where each that is on the node has one named by its UID.
     Directory(PathBuf),
-    /// By asking somebody who may look there, and who may not answer.
-    Asked(Ask),
+    /// By asking somebody who may look there, who mounts models for them, and who may not answer.
+    Asked {
+        /// Whether a pod is there.
+        there: There,
+        /// What is mounted.
+        mounts: Mounted,
+    },
 }
 
 impl fmt::Debug for Pods {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(directory) => f.debug_tuple("Directory").field(directory).finish(),
-            Self::Asked(_) => f.write_str("Asked"),
+            Self::Asked { .. } => f.write_str("Asked"),
         }
     }
 }
@@ -82,7 +92,7 @@ impl Pods {
                 _ if pods.is_dir() => Life::Gone,
                 _ => Life::Unseen,
             },
-            Self::Asked(ask) => match ask(uid, patience) {
+            Self::Asked { there, .. } => match there(uid, patience) {
                 Some(true) => Life::Alive,
                 Some(false) => Life::Gone,
                 None => Life::Unseen,
@@ -91,11 +101,26 @@ impl Pods {
     }
 }
 
+impl Pods {
+    /// Whether models are mounted for pods here.
+    pub(super) const fn have_mounts(&self) -> bool {
+        matches!(self, Self::Asked { .. })
+    }
+
+    /// What is mounted for pods.
+    pub(super) fn mounts(&self) -> io::Result<Mounts> {
+        match self {
+            Self::Directory(_) => Ok(Mounts::new()),
+            Self::Asked { mounts, .. } => mounts(),
+        }
+    }
+}
+
 impl fmt::Display for Pods {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(directory) => write!(f, "below `{}`", directory.display()),
-            Self::Asked(_) => f.write_str("for larder-keeper"),
+            Self::Asked { .. } => f.write_str("for larder-keeper"),
         }
     }
 }
@@ -239,7 +264,8 @@ mod tests {
         let volume = Owner::Volume { id: "1".into(), pod: "5d0c".into(), name: Some("team/server-0".into()) };
         assert_eq!((volume.to_string(), volume.told()), ("volume:1:5d0c".into(), "pod team/server-0".into()));
         for (answer, life) in [(Some(true), Life::Alive), (Some(false), Life::Gone), (None, Life::Unseen)] {
-            let asked = Pods::Asked(Box::new(move |uid, _| answer.filter(|_| uid == "5d0c")));
+            let there = Box::new(move |uid: &str, _| answer.filter(|_| uid == "5d0c"));
+            let asked = Pods::Asked { there, mounts: Box::new(|| Ok(Mounts::new())) };
             assert_eq!(volume.life(&asked, SOON), life);
         }
     }

@@ -6,32 +6,26 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
-use futures::StreamExt as _;
 use tokio::sync::watch;
 
-use super::book::{Book, Lease};
+use super::book::Book;
+use super::ending::{Connections, LOOKS_AT_ONCE, LOOKS_WAITING_MAX};
 use super::eviction::{Candidate, Choice, Shares, Snapshot, Stays, Victim};
 use super::herald::Herald;
-use super::owner::{Life, Owner, Pods};
-use super::{blocking, lock};
+use super::in_pods::{self, Asker, InPods};
+use super::lock;
+use super::owner::Pods;
 use crate::domain::Digest;
 use crate::fetch::{self, Ledger, Reservation, Room, Shortage, Wants};
 use crate::lanes::Lane;
-use crate::report::Failure;
 use crate::store::{self, Amount, Census, Entry, Space, Store};
 use crate::telemetry::Metrics;
 
 /// Evictions for one reservation: files that readers have open free nothing, and then the next
 /// model has to go.
 const ROUNDS_MAX: u32 = 4;
-/// Owners that are looked for at once, and those that wait for it.
-const LOOKS_AT_ONCE: usize = 4;
-const LOOKS_WAITING_MAX: usize = 4_096;
-/// How long one look may take, and all those of a round.
-const LOOK_PATIENCE: Duration = Duration::from_secs(5);
-const ROUND_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Inodes have marks of their own where those of bytes are lower: kubelet evicts pods at 95 % of them,
 /// and there is nothing to be had from a disk that others fill with small files.
@@ -101,9 +95,11 @@ pub struct Residency {
     pub(super) watermarks: Watermarks,
     pub(super) pods: Arc<Pods>,
     /// Where it is looked whether owners are there.
-    looks: Lane,
+    pub(super) looks: Lane,
     pub(super) ledger: Arc<Ledger>,
-    book: Mutex<Book>,
+    pub(super) book: Arc<Mutex<Book>>,
+    pub(super) asker: Asker,
+    pub(super) connections: Connections,
     known: Mutex<Known>,
     /// Record ids of sources that somebody waits for.
     moving: Mutex<HashMap<String, u32>>,
@@ -126,14 +122,19 @@ impl Residency {
         pods: Pods,
         metrics: Arc<Metrics>,
     ) -> Result<Self, store::Error> {
-        let book = Mutex::new(Book::open(&store)?);
+        let mut book = Book::open(&store)?;
+        if pods.have_mounts() {
+            book.in_pods = InPods::unasked();
+        }
         Ok(Self {
             store,
             watermarks,
             pods: Arc::new(pods),
             looks: Lane::new("pods", LOOKS_AT_ONCE, LOOKS_WAITING_MAX),
             ledger: Arc::default(),
-            book,
+            book: Arc::new(Mutex::new(book)),
+            asker: Asker::default(),
+            connections: Connections::default(),
             known: Mutex::default(),
             moving: Mutex::default(),
             turn: Mutex::default(),
@@ -173,6 +174,12 @@ impl Residency {
     pub(super) fn moving(self: &Arc<Self>, record_id: &str) -> Marked {
         *lock(&self.moving).entry(record_id.to_owned()).or_default() += 1;
         Marked { residency: Arc::clone(self), record_id: record_id.to_owned() }
+    }
+
+    /// Ends the marks of models that are leaving with the value, whatever came of it: what is marked for
+    /// ever could never be leased again.
+    pub(super) const fn leaving<'a>(&'a self, digests: &'a [Digest]) -> Leaving<'a> {
+        Leaving { residency: self, digests }
     }
 
     /// Whether somebody waits for a source.
@@ -257,7 +264,8 @@ impl Residency {
         let moving = lock(&self.moving);
         let leased: HashSet<Digest> = book.leases().map(|(_, lease)| lease.digest).collect();
         let is_used = |entry: &Entry| {
-            entry.manifest.iter().chain(&entry.listings).any(|digest| leased.contains(digest))
+            let mut whole = entry.manifest.iter().chain(&entry.listings);
+            whole.any(|digest| leased.contains(digest) || book.in_pods.may_have(digest))
                 || entry.blobs.iter().chain(&entry.listings).any(|part| book.open_parts().contains_key(part))
         };
         let mut kept_partials: HashSet<String> = HashSet::new();
@@ -363,14 +371,11 @@ impl Residency {
                 }
             }
         }
+        let leaving = self.leaving(&manifests);
         self.herald(&records);
         self.forget_known();
         let gone = self.let_go(&records, &manifests, &partials);
-        {
-            // Whatever came of it: what is marked for ever could never be leased again.
-            let mut book = self.book();
-            manifests.iter().for_each(|digest| book.end_leaving(digest));
-        }
+        drop(leaving);
         self.changed();
         let (named, freed) = gone?;
         for digest in &manifests {
@@ -417,6 +422,7 @@ impl Residency {
             let enough = used.less(self.watermarks.low(&space)).of_those(over);
             // Large models are no price for the few inodes they free, unless that is enough.
             let least = if over.bytes > 0 { Amount::default() } else { over };
+            self.see_pods(in_pods::PATIENCE);
             let (snapshot, census) = self.look(&self.ledger.file_ids().into_iter().collect())?;
             let choice = snapshot.choose(least, enough).unwrap_or_default();
             // What readers have open frees nothing, however much is named.
@@ -428,98 +434,9 @@ impl Residency {
         }
     }
 
-    /// Whether an owner is there, as far as can be seen in a few seconds.
-    pub(super) async fn life(&self, owner: &Owner) -> Life {
-        if matches!(owner, Owner::Connection(_)) {
-            return Life::Alive;
-        }
-        let (pods, owner) = (Arc::clone(&self.pods), owner.clone());
-        self.looks.call(LOOK_PATIENCE, move |left| owner.life(&pods, left)).await.unwrap_or(Life::Unseen)
-    }
-
-    /// Which of some owners are there. Those that were not looked at in time are not seen.
-    pub(super) async fn lives(&self, owners: impl IntoIterator<Item = Owner>) -> HashMap<Owner, Life> {
-        let owners: HashSet<Owner> = owners.into_iter().collect();
-        let looked = futures::stream::iter(owners).map(|owner| async {
-            let life = self.life(&owner).await;
-            (owner, life)
-        });
-        let looked = looked.buffer_unordered(LOOKS_AT_ONCE);
-        let lives = looked.take_until(tokio::time::sleep(ROUND_PATIENCE));
-        lives.collect().await
-    }
-
-    /// Ends leases whose owner is gone, and notes their models as used until now. Those that stay
-    /// and could not be written down before are, if they can.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn end_leases(self: &Arc<Self>) -> Result<usize, Failure> {
-        let residency = Arc::clone(self);
-        let book = move || Ok(residency.book().leases().map(|(id, lease)| (id.clone(), lease.clone())).collect());
-        let leases: Vec<(String, Lease)> = blocking(book).await?;
-        let lives = self.lives(leases.iter().map(|(_, lease)| lease.owner.clone())).await;
-        let residency = Arc::clone(self);
-        blocking(move || Ok(residency.end_leases_of(&leases, &lives)?)).await
-    }
-
-    fn end_leases_of(&self, leases: &[(String, Lease)], lives: &HashMap<Owner, Life>) -> Result<usize, store::Error> {
-        let now = SystemTime::now();
-        let life = |lease: &Lease| lives.get(&lease.owner).copied().unwrap_or(Life::Unseen);
-        let mut ended = 0;
-        for (id, lease) in leases.iter().filter(|(_, lease)| lease.has_ended(life(lease), now)) {
-            // To look took a while: who has asked again meanwhile keeps it.
-            let digest = self.book().end(&self.store, id, lease)?;
-            if let Some(digest) = digest {
-                self.touch(&digest);
-                ended += 1;
-            }
-        }
-        // A disk that still takes nothing was complained of when the lease was taken.
-        let _ = self.book().write_down(&self.store);
-        for listing in self.store.view().listings()? {
-            // Under the lock: a lease of it could be taken otherwise before it is gone.
-            let book = self.book();
-            if !book.is_used(&listing) {
-                self.store.drop_listing(&listing)?;
-            }
-        }
-        for tree in self.store.stray_trees()? {
-            let book = self.book();
-            if !book.is_used(&tree) {
-                self.store.drop_stray_tree(&tree)?;
-            }
-        }
-        Ok(ended)
-    }
-
-    /// Ends every lease of some owners. Blocking.
-    ///
-    /// # Errors
-    /// [`store::Error::Io`].
-    pub fn release_all(&self, of: impl Fn(&Owner) -> bool) -> Result<(), store::Error> {
-        let theirs: Vec<String> =
-            self.book().leases().filter(|(_, lease)| of(&lease.owner)).map(|(id, _)| id.clone()).collect();
-        theirs.iter().try_for_each(|id| self.release(id).map(drop))
-    }
-
-    /// Ends a lease; whether there was one. Blocking.
-    ///
-    /// # Errors
-    /// [`store::Error::Io`].
-    pub fn release(&self, id: &str) -> Result<bool, store::Error> {
-        let Some(digest) = self.book().release(&self.store, id)? else { return Ok(false) };
-        self.touch(&digest);
-        Ok(true)
-    }
-
-    /// It was used until now.
-    fn touch(&self, model: &Digest) {
-        let known: Vec<Arc<Resident>> =
-            lock(&self.known).models.values().filter(|r| r.digest == *model).cloned().collect();
-        for resident in known {
-            self.store.view().touch_id(&resident.record_id);
-        }
+    /// What is known of the sources of a model.
+    pub(super) fn known_of(&self, model: &Digest) -> Vec<Arc<Resident>> {
+        lock(&self.known).models.values().filter(|resident| resident.digest == *model).cloned().collect()
     }
 }
 
@@ -535,6 +452,20 @@ pub enum Pressure {
     },
 }
 
+/// Models that are leaving.
+#[derive(Debug)]
+pub(super) struct Leaving<'a> {
+    residency: &'a Residency,
+    digests: &'a [Digest],
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut book = self.residency.book();
+        self.digests.iter().for_each(|digest| book.end_leaving(digest));
+    }
+}
+
 /// A source that somebody waits for.
 #[derive(Debug)]
 pub(super) struct Marked {
@@ -545,16 +476,25 @@ pub(super) struct Marked {
 impl Drop for Marked {
     fn drop(&mut self) {
         let mut moving = lock(&self.residency.moving);
-        if let Some(count) = moving.get_mut(&self.record_id) {
+        let count = moving.get_mut(&self.record_id).map_or(0, |count| {
             *count -= 1;
-            if *count == 0 {
-                moving.remove(&self.record_id);
-            }
+            *count
+        });
+        if count > 0 {
+            return;
         }
+        moving.remove(&self.record_id);
+        // Who holds the lock of the book takes this one.
+        drop(moving);
+        self.residency.book().tell_ended();
     }
 }
 
 impl Room for Residency {
+    fn endings(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.book().endings())
+    }
+
     fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, fetch::Error> {
         store.check_writable()?;
         let _turn = lock(&self.turn);
@@ -569,6 +509,7 @@ impl Room for Residency {
                 return Ok(self.ledger.promise(wants));
             }
             wanted.extend(self.ledger.file_ids());
+            self.see_pods(in_pods::PATIENCE);
             let (snapshot, census) = self.look(&wanted)?;
             let short = needed.less(free);
             let after = (space.used() + promised + needed).of_those(short);

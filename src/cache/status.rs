@@ -139,6 +139,9 @@ pub struct Status {
     pub moving: Vec<Moving>,
     /// Who uses what.
     pub leases: Vec<LeaseStatus>,
+    /// Why nothing, or less than might, is evicted now.
+    #[serde(default)]
+    pub held_back: Option<String>,
     /// The list of what to have.
     pub prefetch: Vec<WantedState>,
     /// Since the daemon started.
@@ -250,7 +253,7 @@ impl Cache {
             let entry = census.entries.iter().find(|entry| entry.manifest == Some(*digest));
             entry.and_then(|entry| entry.sources.first()).map(|(_, source, _)| source.clone())
         };
-        let (mut leases, pins): (Vec<LeaseStatus>, u64) = {
+        let (mut leases, pins, held_back): (Vec<LeaseStatus>, u64, Option<String>) = {
             let book = self.residency.book();
             let shown = book.leases().map(|(id, lease)| LeaseStatus {
                 id: id.clone(),
@@ -260,7 +263,7 @@ impl Cache {
                 source: source_of(&lease.digest),
                 since: lease.since,
             });
-            (shown.collect(), book.pin_count() as u64)
+            (shown.collect(), book.pin_count() as u64, book.in_pods.unseen())
         };
         let damaged_blobs = census.lacking();
         leases.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
@@ -272,6 +275,7 @@ impl Cache {
             mount: self.mount_status(),
             moving: self.board.flights().iter().map(|flight| flight.moving()).collect(),
             leases,
+            held_back,
             prefetch: self.wanted_states()?,
             totals: self.metrics.totals().into(),
             scrub: self.scrub_status(),

@@ -95,6 +95,13 @@ pub enum Command {
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
     },
+    /// End leases whose owners are gone: their models may be evicted, unless something else uses them
+    Release {
+        /// Leases as `larder status` shows them, or owners: `pod:UID`, `process:PID`, `connection:N`, or
+        /// namespace and name of a pod, `team/server-0`
+        #[arg(required = true, value_name = "LEASE|OWNER")]
+        leases: Vec<String>,
+    },
     /// Show what larder's daemon does: what moves, the disk, who uses what, counts since its start
     Status(Status),
     /// Serve models to the pods and people of this node, until SIGTERM

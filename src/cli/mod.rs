@@ -11,6 +11,7 @@ mod peer;
 mod pins;
 mod prefetch;
 mod pull;
+mod release;
 mod status;
 mod summary;
 mod verify;
@@ -99,6 +100,10 @@ fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
         Command::Unpin { models: names } => {
             let directory = store()?;
             with_runtime(async |cancel| pins::run(console, &directory, names, false, cancel).await)
+        }
+        Command::Release { leases } => {
+            let directory = store()?;
+            with_runtime(async |cancel| release::run(console, &directory, leases, cancel).await)
         }
         // Of a daemon whose settings say where its store is.
         Command::Status(args) => status::run(console, store().ok().as_deref(), args),

@@ -15,7 +15,7 @@ use crate::domain::Digest;
 use crate::fetch::Cancel;
 use crate::report::text;
 use crate::report::{Exit, Failure};
-use crate::store::{self, Store, View};
+use crate::store::{self, SourceRecord, Store, View};
 
 /// Opens the store for looking; one that is not there is an error, and stays so.
 fn look(directory: &Path) -> Result<View, Failure> {
@@ -263,15 +263,23 @@ pub async fn rm(console: Console, directory: &Path, names: &[String], cancel: &C
 /// Forgets models with their pins; bytes freed.
 fn forget(store: &Store, names: &[String]) -> Result<u64, Failure> {
     let (mut records, mut manifests, mut pins) = (Vec::new(), Vec::new(), Vec::new());
+    let mut book = Book::open(store)?;
     for name in names {
         for kept in matching(store.view(), name)? {
+            let listing = kept.record.as_ref().map(SourceRecord::listing);
+            if let Some(user) = kept.manifest.iter().chain(&listing).find_map(|digest| book.left_user(digest)) {
+                return Err(Failure::hinted(
+                    Exit::Busy,
+                    format!("`{name}` stays: {user} uses it, as larder's daemon wrote down before it ended"),
+                    format!("`larder release {user}` says that it has ended"),
+                ));
+            }
             pins.extend(named::pin_key(&kept));
             manifests.extend(kept.manifest);
             records.extend(kept.record.map(|record| record.id()));
         }
     }
     let freed = store.forget(&records, &manifests)?;
-    let mut book = Book::open(store)?;
     for key in pins {
         book.unpin(store, &key, None)?;
     }

@@ -174,6 +174,7 @@ fn screen(told: &Told, now: SystemTime) -> String {
     )];
     parts.extend(damaged(&cache.damaged, now));
     parts.extend(unreadable(&cache.unreadable));
+    parts.extend(cache.held_back.as_ref().map(|why| section("eviction", std::slice::from_ref(why))));
     parts.extend(moving(&cache.moving));
     parts.extend(prefetch(&cache.prefetch));
     parts.extend(leases(&cache.leases, now));

@@ -267,6 +267,6 @@ async fn remove(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
 
 async fn release(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
     let ReleaseBody { lease } = read(request).await?;
-    let released = api.cache.release(lease).await?;
-    Ok(answer::json(StatusCode::OK, &json!({ "released": released })))
+    let leases = api.cache.release(lease).await?;
+    Ok(answer::json(StatusCode::OK, &json!({ "released": leases > 0, "leases": leases })))
 }

@@ -85,7 +85,7 @@ impl Plugin {
                 if self.cache.is_pod_gone(&volume.pod.uid).await {
                     return;
                 }
-                if let Err(failure) = self.keeper.mount(&volume).await {
+                if let Err(failure) = self.keeper.mount(&volume, self.cache.residency().mounting(volume.digest)).await {
                     let Pod { namespace, name, .. } = &volume.pod;
                     tracing::warn!(%namespace, pod = name, why = failure.message, "a volume is not in the new mount");
                 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use larder_keeper::{Errands, client};
 
-use crate::cache::ARRIVING;
+use crate::cache::{ARRIVING, Mounting};
 use crate::lanes::{Lane, Missed};
 use crate::report::{Exit, Failure};
 
@@ -47,14 +47,19 @@ impl Keeper {
     }
 
     /// Mounts what a volume is. Doing it twice is doing it once.
-    pub async fn mount(&self, volume: &Volume) -> Result<(), Failure> {
+    /// It is in use from now on, whatever becomes of its lease.
+    pub async fn mount(&self, volume: &Volume, mounting: Mounting) -> Result<(), Failure> {
         let Volume { digest, arriving, target, .. } = volume.clone();
         let mount = move |keeper: Errands| {
-            if arriving {
+            let mounted = if arriving {
                 keeper.bind(Path::new(ARRIVING).join(digest.to_string()), target)
             } else {
                 keeper.publish(digest.to_string(), target)
+            };
+            if mounted.as_ref().err().is_none_or(|error| client::refusal(error).is_some()) {
+                mounting.answered();
             }
+            mounted
         };
         self.ask(&self.mounting, MOUNT_PATIENCE, "mount the model for the pod", mount).await
     }

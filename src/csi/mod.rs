@@ -14,6 +14,7 @@ mod end;
 pub mod fuzzing;
 mod keeper;
 mod message;
+mod mounted;
 mod notes;
 mod publish;
 mod rpc;
@@ -38,6 +39,7 @@ use crate::report::Failure;
 use crate::store;
 
 use keeper::Keeper;
+pub use mounted::mounts;
 use notes::Notes;
 use publish::Works;
 pub use rpc::Tables;

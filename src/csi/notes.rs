@@ -100,7 +100,7 @@ impl Notes {
     }
 
     /// Notes a volume. A disk that is full or hangs is no reason to keep a model that is here from a
-    /// pod: then it is remembered for as long as this process lives.
+    /// pod: then the store writes it down as soon as the disk takes it.
     pub async fn note(&self, _turn: &Turn<'_>, id: String, volume: Volume) {
         let noted = Noted { id: id.clone(), volume: volume.clone() };
         let before = lock(&self.known).insert(volume.target.clone(), noted);
@@ -114,7 +114,7 @@ impl Notes {
             }
         };
         if let Err(why) = self.write(write).await {
-            tracing::warn!(pod, why, "a volume could not be written down: it is forgotten with a restart");
+            tracing::warn!(pod, why, "a volume could not be written down: it is tried again");
         }
     }
 

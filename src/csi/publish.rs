@@ -256,7 +256,7 @@ impl Plugin {
 
     async fn attach(&self, _turn: &Turn<'_>, work: &Work, volume: &Volume) -> Result<(), Failure> {
         work.state.send_replace(State::Mounting(Instant::now()));
-        self.keeper.mount(volume).await
+        self.keeper.mount(volume, self.cache.residency().mounting(volume.digest)).await
     }
 
     /// Whether a volume's model can still be given to its pod.
@@ -264,8 +264,8 @@ impl Plugin {
         let (cache, Volume { digest, arriving, .. }) = (Arc::clone(&self.cache), volume.clone());
         let kept = move || {
             let view = cache.store().view();
-            let is_leased = cache.residency().book().is_leased(&digest);
-            is_leased
+            let is_used = cache.residency().book().is_used(&digest);
+            is_used
                 && if arriving {
                     view.listing(&digest).is_ok_and(|listing| listing.is_some())
                 } else {

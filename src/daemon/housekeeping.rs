@@ -16,6 +16,8 @@ const SYNC_AT_LAST: Duration = Duration::from_mins(15);
 
 /// Looks after things for as long as it is polled.
 pub async fn run(cache: Arc<Cache>) {
+    // What pods have mounted is asked for at once: nothing is evicted before that is known.
+    cache.residency().see_pods_again();
     // Whoever knows of the owners may take long to say: room is not kept waiting for that.
     tokio::join!(leases(&cache), disk(&cache));
 }
@@ -54,11 +56,12 @@ async fn disk(cache: &Arc<Cache>) {
             if let Err(error) = looked.store().drop_unreadable() {
                 tracing::debug!(%error, "a damaged document stays");
             }
+            let tidied = looked.residency().tidy();
             let pressure = looked.residency().keep_below();
             if let Err(error) = looked.expire_records() {
                 tracing::debug!(%error, "records that name nothing stay");
             }
-            pressure
+            tidied.and(pressure)
         });
         match looked.await {
             Ok(Ok(Pressure::None)) => complained = None,

@@ -124,7 +124,9 @@ fn pods(config: &Config) -> Pods {
     let pods = config.kubelet_dir.join("pods");
     let Some(MountAt::Keeper(socket)) = &config.mount else { return Pods::Directory(pods) };
     let keeper = Errands::new(socket);
-    Pods::Asked(Box::new(move |uid, patience| keeper.within(patience).there(pods.join(uid)).ok()))
+    let asked = keeper.clone();
+    let there = Box::new(move |uid: &str, patience| asked.within(patience).there(pods.join(uid)).ok());
+    Pods::Asked { there, mounts: Box::new(move || csi::mounts(&keeper)) }
 }
 
 async fn serve(

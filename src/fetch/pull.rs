@@ -24,6 +24,11 @@ use crate::store::{self, ObjectId, SourceFile, SourceRecord, Store};
 
 /// How often a source is listed anew because objects changed under the pull.
 const LISTINGS_MAX: u32 = 4;
+/// While there is no room: how long in all, and for how long at a time, the end of some use is waited for,
+/// and how long after it, as uses often end together.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+const ROOM_QUIET: Duration = Duration::from_secs(1);
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to pull, and where to.
 #[derive(Debug)]
@@ -145,7 +150,7 @@ impl Pull {
             };
             // What an earlier listing reserved may not be wanted any more.
             tools.reserved = None;
-            tools.reserved = Some(Arc::new(self.reserve_and_announce(&files).await?));
+            tools.reserved = Some(Arc::new(self.find_room(&files).await?));
             self.count(&files);
             let moved_on = Transfer::new(tools.clone(), &mut files).run().await?;
             match moved_on.first() {
@@ -197,6 +202,25 @@ impl Pull {
             })
             .collect();
         record
+    }
+
+    /// Finds room, and where there is none waits a moment while others are ending their use of it.
+    async fn find_room(&self, files: &[Wanted]) -> Result<Reservation, Error> {
+        let deadline = Instant::now() + ROOM_PATIENCE;
+        loop {
+            // Before the look: what ends after it is waited for.
+            let endings = self.engine.room.endings();
+            let refused = match self.reserve_and_announce(files).await {
+                Err(Error::NoRoom(shortage)) if shortage.may_pass() => Error::NoRoom(shortage),
+                result => return result,
+            };
+            let Some(mut endings) = endings else { return Err(refused) };
+            let quiet = deadline.saturating_duration_since(Instant::now()).min(ROOM_QUIET);
+            match self.cancel.guard(tokio::time::timeout(quiet, endings.changed())).await? {
+                Ok(Ok(())) => self.cancel.sleep(ROOM_PAUSE).await?,
+                _ => return Err(refused),
+            }
+        }
     }
 
     /// Refuses before the first byte when it cannot fit, and writes down what the source names.

@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+
 use super::Error;
 use crate::domain::Digest;
 use crate::store::{self, Amount, ObjectId, Store};
@@ -26,6 +28,11 @@ pub trait Room: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::NoRoom`] says what is missing; [`Error::Store`].
     fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, Error>;
+
+    /// Hears when some use of what is kept ends, where that may make room that was refused.
+    fn endings(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// What is promised and not yet taken.
@@ -137,6 +144,14 @@ pub struct Shortage {
     pub pinned: Amount,
     /// What is kept because somebody uses it.
     pub leased: Amount,
+}
+
+impl Shortage {
+    /// Whether there would be room if nobody used anything.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        (self.free + self.evictable.unwrap_or_default() + self.leased).covers(self.needed)
+    }
 }
 
 /// All the room that the file system has, and no eviction: the rule of the command line.

@@ -37,7 +37,17 @@ impl SmallDisk {
     /// Mounts an empty one below the node's directory, and puts the store on it. Nothing, with a
     /// printed reason, where this machine cannot.
     pub fn of(node: &mut Node, kind: Kind, mebibytes: u64, test: &str) -> Option<Self> {
-        let at = node.path("disk");
+        let disk = Self::at(node, node.path("disk"), kind, mebibytes, test)?;
+        node.set("store", &quoted(&disk.at.join("store")));
+        Some(disk)
+    }
+
+    /// The same where the store is, for a keeper that knows no other place.
+    pub fn at_store(node: &Node, kind: Kind, mebibytes: u64, test: &str) -> Option<Self> {
+        Self::at(node, node.store(), kind, mebibytes, test)
+    }
+
+    fn at(node: &Node, at: PathBuf, kind: Kind, mebibytes: u64, test: &str) -> Option<Self> {
         fs::create_dir_all(&at).expect("a directory");
         let done = match kind {
             Kind::Tmpfs => {
@@ -58,7 +68,6 @@ impl SmallDisk {
             skipped(test, &format!("no {kind:?} can be mounted here"));
             return None;
         }
-        node.set("store", &quoted(&at.join("store")));
         Some(Self { at })
     }
 
@@ -79,8 +88,11 @@ impl SmallDisk {
     }
 
     /// What others write there: a file of that many bytes, or of as many as there is room for.
-    fn fill(&self, bytes: u64) {
-        let mut file = File::create(self.at.join("others")).expect("a file");
+    pub fn fill(&self, bytes: u64) {
+        // A store lets nobody else stand beside it but this directory.
+        let others = self.at.join("lost+found");
+        fs::create_dir_all(&others).expect("a directory");
+        let mut file = File::create(others.join("others")).expect("a file");
         let block = vec![7; 1 << 16];
         let _ = (0..bytes.div_ceil(1 << 16)).try_for_each(|_| file.write_all(&block));
     }

@@ -2,6 +2,7 @@
 //! over the sockets that kubelet would find. A real kubelet has its say in `tests/kubernetes`.
 
 mod damage;
+mod in_use;
 mod kubelet;
 mod read_only;
 mod servers;

@@ -97,6 +97,12 @@ impl Kept {
         }
     }
 
+    /// The keeper's pid.
+    #[track_caller]
+    pub fn keeper_pid(&self) -> u32 {
+        self.keeper.as_ref().expect("a keeper").id()
+    }
+
     /// `kill -9` of the keeper.
     #[track_caller]
     pub fn kill_keeper(&mut self) {

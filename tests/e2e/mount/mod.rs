@@ -9,6 +9,7 @@ mod privileges;
 mod readers;
 mod restart;
 mod sealed;
+mod use_ends;
 mod user;
 
 pub use kept::Kept;

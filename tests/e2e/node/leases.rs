@@ -174,11 +174,38 @@ fn an_administrator_ends_a_lease_by_hand() {
     node.begin_pod("p");
     let lease = node.ready(&wish("pod:p"))["lease"].clone();
     let released = || node.ask_admin("POST", "/v1/release", Some(&json!({"lease": lease})));
-    assert_eq!(released(), (200, json!({"released": true})));
-    assert_eq!(released(), (200, json!({"released": false})));
+    assert_eq!(released(), (200, json!({"released": true, "leases": 1})));
+    assert_eq!(released(), (200, json!({"released": false, "leases": 0})));
     node.restart();
     assert!(has_leases(0)(&node.status()), "it does not come back");
     assert_eq!(remove(&node).0, 200);
+}
+
+/// By a command, whether a daemon runs or not.
+#[test]
+fn a_command_ends_the_leases_of_an_owner() {
+    let origin = small_origin();
+    let mut node = Node::started(&origin);
+    for pod in ["p", "q"] {
+        node.begin_pod(pod);
+        node.ready(&wish(&format!("pod:{pod}")));
+    }
+    let ran = node.larder(&["release", "pod:p"]);
+    assert_eq!((ran.code, ran.stderr.contains("ended 1 lease")), (Some(0), true), "{ran:?}");
+    let status = node.status();
+    assert!(has_leases(1)(&status) && status["leases"][0]["owner"] == "pod:q", "{status}");
+    let ran = node.larder(&["release", "pod:p"]);
+    assert!(ran.code == Some(66) && ran.stderr.contains("no lease is called `pod:p`"), "{ran:?}");
+    node.kill();
+    // What was written down counts without a daemon, too.
+    let ran = node.larder(&["rm", SOURCE]);
+    assert!(ran.code == Some(75) && ran.stderr.contains("pod:q uses it"), "{ran:?}");
+    let id = status["leases"][0]["id"].as_str().expect("an id");
+    let ran = node.larder(&["--json", "release", id]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ran.stdout.trim(), json!({"released": [id], "leases": 1}).to_string());
+    node.start();
+    assert!(has_leases(0)(&node.status()), "it does not come back");
 }
 
 /// Several at once: all or none.
