@@ -424,7 +424,9 @@ impl Stage<'_> {
             },
             Meanwhile::Housekeeping => {
                 cache.residency().end_leases().await.map_err(|failure| failure.message)?;
-                let kept = tokio::task::spawn_blocking(move || cache.residency().keep_below());
+                let kept = tokio::task::spawn_blocking(move || {
+                    cache.residency().tidy().and_then(|()| cache.residency().keep_below())
+                });
                 kept.await.map_err(panicked)?.map_err(|error| error.to_string())?;
             }
             Meanwhile::Settle => drop(cache.settle(true).await.map_err(|failure| failure.message)?),
@@ -462,7 +464,7 @@ impl Stage<'_> {
         if let Some((id, lease)) = chosen {
             let cache = Arc::clone(self.life().cache());
             let released = self.life().runtime().block_on(cache.release(id));
-            check!(matches!(released, Ok(true)), "{released:?}");
+            check!(matches!(released, Ok(1..)), "{released:?}");
             self.leases.remove(&lease);
         }
         self.follows(&before, &Effects::default(), &BTreeSet::new())
@@ -569,6 +571,7 @@ impl Stage<'_> {
         self.leases.retain(|_, seen| alive.next() == Some(true) || !*seen);
         let residency = Arc::clone(self.life().cache().residency());
         let ended = self.life().runtime().block_on(residency.end_leases()).map_err(|failure| failure.message)?;
+        residency.tidy().map_err(|error| error.to_string())?;
         check!(
             ended == before_count - self.leases.len(),
             "{ended} leases were ended of {before_count}, {:?} stay",
