@@ -132,12 +132,7 @@ fn store_directory(common: &Common) -> Result<PathBuf, Failure> {
 /// second at once.
 fn with_runtime(command: impl AsyncFnOnce(&Cancel) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(1, ASYNC_THREADS_MAX))
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::Defect, format!("cannot start the runtime: {e}")))?;
+    let runtime = crate::daemon::runtime::start("larder", cores.clamp(1, ASYNC_THREADS_MAX), BLOCKING_THREADS_MAX)?;
     #[expect(clippy::disallowed_methods, reason = "the one entry into the runtime")]
     let exit = runtime.block_on(async {
         let cancel = Cancel::default();

@@ -4,6 +4,7 @@ mod housekeeping;
 mod limits;
 mod log;
 mod pods;
+pub mod runtime;
 mod stop;
 mod wants;
 
@@ -68,11 +69,7 @@ pub fn run(loaded: &Loaded, serving: impl FnOnce()) -> Result<Exit, Failure> {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
     let cache = Cache::open(store, settings(config), Arc::clone(&metrics))?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let runtime = |name, threads| {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.thread_name(name).worker_threads(threads).max_blocking_threads(BLOCKING_THREADS_MAX).enable_all();
-        builder.build().map_err(|error| Failure::new(Exit::Defect, format!("cannot start the runtime: {error}")))
-    };
+    let runtime = |name, threads| runtime::start(name, threads, BLOCKING_THREADS_MAX);
     // Pulls wait for the disk and for origins, and have what they may fill to themselves.
     let (pulls, runtime) = (runtime("pull", cores.clamp(2, ASYNC_THREADS_MAX))?, runtime("serve", SERVING_THREADS)?);
     cache.set_pulls(pulls.handle().clone());

@@ -8,6 +8,7 @@ mod csi;
 mod damage;
 mod faults;
 mod gcs;
+mod inject;
 mod journeys;
 mod mount;
 mod node;

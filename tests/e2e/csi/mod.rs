@@ -21,11 +21,12 @@ use serde_json::json;
 use crate::mount::{Kept, assert_reads, slow_origin};
 use crate::node::{Node, PATIENCE};
 use crate::support::{origin_with_model, upload};
-use kubelet::{ABORTED, INVALID_ARGUMENT, NOT_FOUND, NodeInfo, PERMISSION_DENIED, Registration, Volume, call};
+pub use kubelet::Volume;
+use kubelet::{ABORTED, INVALID_ARGUMENT, NOT_FOUND, NodeInfo, PERMISSION_DENIED, Registration, call};
 
 /// A node that kubelet knows, and its daemon started. `None`, with the reason printed, where that
 /// cannot be.
-fn started(origin: &Origin, settings: &[(&str, &str)]) -> Option<Kept> {
+pub fn started(origin: &Origin, settings: &[(&str, &str)]) -> Option<Kept> {
     Some(begun(Kept::at(origin)?, settings))
 }
 

@@ -208,6 +208,11 @@ impl Node {
         self.daemon.as_ref().expect("a daemon").id()
     }
 
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().expect("a child").is_some())
+    }
+
     /// `kill -9`.
     #[track_caller]
     pub fn kill(&mut self) {
