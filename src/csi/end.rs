@@ -39,23 +39,33 @@ impl Plugin {
                 "the volume is just being mounted again: waiting for larder-keeper to have done so",
             )
         })?;
-        self.take_away(&turn, &target, &id).await
+        self.take_away(&turn, &target, &id).await.map(drop)
     }
 
     /// Takes away what is mounted at a target, and then what is noted of it.
-    pub(super) async fn take_away(self: &Arc<Self>, turn: &Turn<'_>, target: &Path, id: &str) -> Result<(), Failure> {
-        self.keeper.unmount(target.to_owned()).await?;
-        if let Some(Noted { volume: Volume { source, pod, .. }, .. }) = self.let_go(turn, target, id).await {
+    /// Whether anything was.
+    pub(super) async fn take_away(self: &Arc<Self>, turn: &Turn<'_>, target: &Path, id: &str) -> Result<bool, Failure> {
+        // Noted first, so that whoever is killed in between has begun no more than this.
+        let noted = self.notes.end(turn, target).await;
+        let was_mounted = self.keeper.unmount(target.to_owned()).await?;
+        self.release(id, noted.as_ref()).await;
+        if let Some(Noted { volume: Volume { source, pod, .. }, .. }) = noted {
             tracing::info!(source, namespace = pod.namespace, pod = pod.name, "a pod is done with its model");
         }
-        Ok(())
+        Ok(was_mounted)
     }
 
-    /// Forgets a volume and ends its leases; what was noted of it.
-    pub(super) async fn let_go(self: &Arc<Self>, turn: &Turn<'_>, target: &Path, id: &str) -> Option<Noted> {
-        let noted = self.notes.forget(turn, target).await;
+    /// Forgets a volume of which nothing is mounted, and ends its leases.
+    pub(super) async fn let_go(self: &Arc<Self>, turn: &Turn<'_>, target: &Path, id: &str) {
+        let noted = self.notes.at(target);
+        self.notes.forget(turn, target).await;
+        self.release(id, noted.as_ref()).await;
+    }
+
+    /// Ends the leases of a volume.
+    async fn release(self: &Arc<Self>, id: &str, noted: Option<&Noted>) {
         // A volume that an earlier version noted has another id.
-        let ids = [Some(id.to_owned()), noted.as_ref().map(|noted| noted.id.clone())];
+        let ids = [Some(id.to_owned()), noted.map(|noted| noted.id.clone())];
         let plugin = Arc::clone(self);
         let end = move || {
             let of_volume =
@@ -68,7 +78,6 @@ impl Plugin {
         if let Err(why) = ended {
             tracing::warn!(why, "the leases of a volume could not be ended: they end with its pod");
         }
-        noted
     }
 
     /// Puts what pods read while it arrives out of a new mount: containers that start from now on
@@ -104,6 +113,44 @@ impl Plugin {
             let Some(noted) = self.notes.at(&target).filter(|noted| noted.volume.pod.uid == pod.uid) else { continue };
             if let Err(failure) = self.take_away(&turn, &target, &noted.id).await {
                 tracing::warn!(pod = pod.name, why = failure.message, "what a pod left behind cannot be taken away");
+            }
+        }
+    }
+
+    /// Takes away what is mounted of volumes that have ended, whoever mounted it, and forgets those of
+    /// which nothing is. What is mounted and was never noted here stays: its pod may run, and kubelet
+    /// takes it away when it has ended.
+    pub(super) async fn take_strays(self: &Arc<Self>) {
+        let mounted = match self.keeper.mounts().await {
+            Ok(mounted) => mounted,
+            Err(failure) => {
+                tracing::warn!(why = failure.message, "what is mounted for pods is not known");
+                return;
+            }
+        };
+        for Noted { id, volume: Volume { target, pod, .. } } in self.notes.ended() {
+            let turn = self.notes.turn(&target).await;
+            // It may have been asked for once more.
+            if self.notes.at(&target).is_some() {
+                continue;
+            }
+            if !mounted.contains(&target) {
+                self.notes.forget(&turn, &target).await;
+                continue;
+            }
+            match self.take_away(&turn, &target, &id).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    let Pod { namespace, name, .. } = &pod;
+                    tracing::warn!(%namespace, pod = name, "a volume that had ended was mounted: it is taken away");
+                }
+                Err(failure) => {
+                    tracing::warn!(
+                        pod = pod.name,
+                        why = failure.message,
+                        "what was mounted after its end stays mounted"
+                    );
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What is asked of the keeper for volumes. It is another process and may hang, so it is asked in
 //! lanes of its own: however many volumes wait to be mounted, others can be taken away.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -73,6 +74,15 @@ impl Keeper {
     /// A socket of kubelet's directory.
     pub async fn listen(&self, path: PathBuf) -> Result<OwnedFd, Failure> {
         self.ask(&self.looking, LOOK_PATIENCE, "make a socket for kubelet", move |keeper| keeper.listen(path)).await
+    }
+
+    /// Where something of ours is mounted for pods.
+    pub async fn mounts(&self) -> Result<HashSet<PathBuf>, Failure> {
+        let mounts = |keeper: Errands| {
+            let mounts = keeper.mounts()?;
+            Ok(mounts.into_iter().map(|mounted| mounted.target).collect())
+        };
+        self.ask(&self.looking, LOOK_PATIENCE, "see what is mounted for pods", mounts).await
     }
 
     async fn ask<T: Send + 'static>(

@@ -173,6 +173,7 @@ impl Plugin {
             let mut registration = self.open(&self.sockets.registration, &self.tables.registration).await;
             self.listening.send_replace(true);
             self.remount().await;
+            self.take_strays().await;
             loop {
                 tokio::select! {
                     _ = mounts.changed() => break,
@@ -228,6 +229,7 @@ impl Plugin {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
             self.sweep_once().await;
+            self.take_strays().await;
         }
     }
 }

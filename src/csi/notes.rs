@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
@@ -15,10 +15,13 @@ use tokio::sync::OwnedMutexGuard;
 use super::volume::{Asked, Pod};
 use crate::domain::Digest;
 use crate::lanes::Lane;
+use crate::report::text;
 use crate::store::{self, Shelf, Store};
 
 /// More volumes than the pods of a node have.
 const VOLUMES_MAX: usize = 4096;
+/// Volumes that have ended and are still noted.
+const ENDED_MAX: usize = 1_024;
 /// Notes are written one after another, so that the last word on a volume is the last one written.
 const WRITES_MAX: usize = 1;
 const WAITING_MAX: usize = 1_024;
@@ -39,6 +42,10 @@ pub(super) struct Volume {
     pub arriving: bool,
     /// Seconds since 1970.
     pub since: u64,
+    /// Its end has begun: it is not mounted again, and what is mounted there nevertheless is taken away.
+    /// What has ended stays noted until it was seen that nothing is mounted there.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl Volume {
@@ -74,8 +81,14 @@ pub(super) struct Notes {
 impl Notes {
     /// Those of an earlier life. Blocking.
     pub fn open(store: &Arc<Store>) -> Result<Self, store::Error> {
-        let notes = store.notes::<Volume>(Shelf::Volumes)?.into_iter().take(VOLUMES_MAX);
-        let known = notes.map(|(id, volume)| (volume.target.clone(), Noted { id, volume })).collect();
+        let mut notes = store.notes::<Volume>(Shelf::Volumes)?;
+        // Those that have ended are the first to be too many.
+        notes.sort_by_key(|(_, volume)| (volume.ended, std::cmp::Reverse(volume.since)));
+        let known = notes
+            .into_iter()
+            .take(VOLUMES_MAX)
+            .map(|(id, volume)| (volume.target.clone(), Noted { id, volume }))
+            .collect();
         Ok(Self {
             store: Arc::clone(store),
             known: Mutex::new(known),
@@ -89,14 +102,23 @@ impl Notes {
         self.turns.take(target).await
     }
 
-    /// What is noted of a target now.
+    /// What is noted of a target now, unless it has ended.
     pub fn at(&self, target: &Path) -> Option<Noted> {
-        lock(&self.known).get(target).cloned()
+        lock(&self.known).get(target).filter(|noted| !noted.volume.ended).cloned()
     }
 
     /// All there are now.
     pub fn all(&self) -> Vec<Noted> {
-        lock(&self.known).values().cloned().collect()
+        lock(&self.known).values().filter(|noted| !noted.volume.ended).cloned().collect()
+    }
+
+    /// Those that have ended, the oldest first.
+    pub fn ended(&self) -> Vec<Noted> {
+        let known = lock(&self.known);
+        let mut ended: Vec<Noted> = known.values().filter(|noted| noted.volume.ended).cloned().collect();
+        drop(known);
+        ended.sort_by_key(|noted| noted.volume.since);
+        ended
     }
 
     /// Notes a volume. A disk that is full or hangs is no reason to keep a model that is here from a
@@ -118,14 +140,43 @@ impl Notes {
         }
     }
 
-    /// Forgets what is noted of a target; what that was.
-    pub async fn forget(&self, _turn: &Turn<'_>, target: &Path) -> Option<Noted> {
-        let noted = lock(&self.known).remove(target)?;
+    /// Notes that a volume ends, before anything of it is taken away; what was noted until now.
+    pub async fn end(&self, turn: &Turn<'_>, target: &Path) -> Option<Noted> {
+        let noted = self.at(target)?;
+        let ended = Volume { ended: true, since: text::unix(SystemTime::now()), ..noted.volume.clone() };
+        let kept = Noted { id: noted.id.clone(), volume: ended.clone() };
+        lock(&self.known).insert(target.to_owned(), kept);
         let (store, id) = (Arc::clone(&self.store), noted.id.clone());
+        if let Err(why) = self.write(move || store.note(Shelf::Volumes, &id, &ended)).await {
+            tracing::debug!(why, "that a volume has ended could not be written down");
+            // A disk that takes nothing may still forget.
+            self.forget(turn, target).await;
+        }
+        for old in self.ended().iter().rev().skip(ENDED_MAX) {
+            self.remove(old).await;
+        }
+        Some(noted)
+    }
+
+    /// Forgets what is noted of a target.
+    pub async fn forget(&self, _turn: &Turn<'_>, target: &Path) {
+        let noted = lock(&self.known).get(target).cloned();
+        if let Some(noted) = noted {
+            self.remove(&noted).await;
+        }
+    }
+
+    async fn remove(&self, noted: &Noted) {
+        let (store, id) = (Arc::clone(&self.store), noted.id.clone());
+        {
+            let mut known = lock(&self.known);
+            if known.get(&noted.volume.target).is_some_and(|now| now.volume == noted.volume) {
+                known.remove(&noted.volume.target);
+            }
+        }
         if let Err(why) = self.write(move || store.remove_note(Shelf::Volumes, &id)).await {
             tracing::warn!(why, "what is noted of a volume could not be removed");
         }
-        Some(noted)
     }
 
     async fn write(&self, write: impl FnOnce() -> Result<(), store::Error> + Send + 'static) -> Result<(), String> {

@@ -245,6 +245,7 @@ impl Plugin {
             digest,
             arriving,
             since: text::unix(SystemTime::now()),
+            ended: false,
         };
         // Noted before it is mounted: what is mounted and not noted would stay.
         self.notes.note(turn, asked.id.clone(), volume.clone()).await;

@@ -5,6 +5,7 @@ mod damage;
 mod in_use;
 mod kubelet;
 mod read_only;
+mod rounds;
 mod servers;
 mod stuck;
 mod told;

@@ -78,3 +78,68 @@ fn what_ends_while_the_daemon_restarts_stays_away() {
     assert!(back.is_empty(), "mounted again: {back:?}\n{}", kept.logs());
     assert_eq!(owners(&kept), [""; 0]);
 }
+
+/// Whoever mounted it: a keeper of another version, or an administrator.
+#[test]
+fn what_is_mounted_after_its_end_is_taken_away_and_what_a_pod_may_have_stays() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let Some(mut kept) = started(&origin, &[]) else { return };
+    let [ended, running] = ["p1", "p2"].map(|pod| volume(&kept, pod, &[("source", "s3://models/m/")]));
+    ended.publish().expect("published");
+    running.publish().expect("published");
+    ended.unpublish().expect("taken away");
+    kept.node.kill();
+    let digest = fs::read_dir(kept.node.store().join("v1/models")).expect("models").flatten().next().expect("one");
+    let keeper = larder_keeper::Errands::new(kept.node.path("keeper/sock"));
+    keeper.publish(digest.file_name(), ended.target()).expect("mounted");
+    // Nothing is known of the one that runs.
+    for note in fs::read_dir(kept.node.store().join("v1/volumes")).expect("notes").flatten() {
+        let text = fs::read_to_string(note.path()).expect("a note");
+        if text.contains("/p2/") {
+            fs::remove_file(note.path()).expect("removed");
+        }
+    }
+    kept.node.start();
+    until(&kept, "what has ended is taken away", |_| mounted(&ended.target()).is_empty());
+    assert_reads(&running.target(), &model);
+    running.unpublish().expect("taken away");
+    assert!(mounted(&running.target()).is_empty());
+}
+
+/// Bytes are shared, and a volume is its pod's.
+#[test]
+fn a_volume_of_the_same_id_in_another_pod_gets_nothing_of_the_first_ones() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let other = SampleModel::new(9, 2, 1 << 20);
+    upload(origin.bucket(), "other/", &other, Checksums::multipart());
+    let rules = r#"[{ namespaces = ["team"], sources = ["s3://models/m/"] }, { sources = ["s3://models/other/"] }]"#;
+    let Some(kept) = started(&origin, &[("policy", rules)]) else { return };
+    let first = volume(&kept, "p1", &[("source", "s3://models/m/")]);
+    first.publish().expect("published");
+    let elsewhere = |pod: &str, source: &str, target: Option<&Volume>| {
+        let mut volume = volume(&kept, pod, &[("source", source)]);
+        volume.publish.volume_id.clone_from(&first.publish.volume_id);
+        volume.publish.context.insert("csi.storage.k8s.io/pod.namespace".into(), "elsewhere".into());
+        if let Some(target) = target {
+            volume.publish.target_path.clone_from(&target.publish.target_path);
+        }
+        volume
+    };
+    let refused = elsewhere("p2", "s3://models/m/", None).publish().expect_err("refused");
+    assert_eq!(refused.code, PERMISSION_DENIED, "{refused:?}");
+    let second = elsewhere("p2", "s3://models/other/", None);
+    second.publish().expect("published");
+    assert_reads(&second.target(), &other);
+    // Nor is the first one's made way for it.
+    let refused = elsewhere("p3", "s3://models/other/", Some(&first)).publish().expect_err("refused");
+    assert_eq!(refused.code, PERMISSION_DENIED, "{refused:?}");
+    assert!(refused.message.contains("team/server-0"), "{refused:?}");
+    let mut changed = first.clone();
+    changed.publish.context.insert("include".into(), "*.json".into());
+    assert_eq!(changed.publish().expect_err("refused").code, PERMISSION_DENIED);
+    second.unpublish().expect("taken away");
+    assert_reads(&first.target(), &model);
+    first.publish().expect("as before");
+    first.unpublish().expect("taken away");
+    assert_eq!(owners(&kept), [""; 0]);
+}
