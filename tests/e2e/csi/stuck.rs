@@ -112,7 +112,7 @@ fn a_volume_of_the_same_id_in_another_pod_gets_nothing_of_the_first_ones() {
     let (origin, model) = origin_with_model(Checksums::multipart());
     let other = SampleModel::new(9, 2, 1 << 20);
     upload(origin.bucket(), "other/", &other, Checksums::multipart());
-    let rules = r#"[{ namespaces = ["team"], sources = ["s3://models/m/"] }, { sources = ["s3://models/other/"] }]"#;
+    let rules = r#"[{ namespaces = ["team"], sources = ["s3://models/m/"] }, { namespaces = ["*"], sources = ["s3://models/other/"] }]"#;
     let Some(kept) = started(&origin, &[("policy", rules)]) else { return };
     let first = volume(&kept, "p1", &[("source", "s3://models/m/")]);
     first.publish().expect("published");
