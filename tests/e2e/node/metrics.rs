@@ -38,8 +38,17 @@ impl Scrapes {
     /// its blocks and inodes.
     #[track_caller]
     fn grew(&mut self, what: &str, expected: &[(&str, u64)]) {
-        let left_out =
-            ["_seconds_sum", "_seconds_bucket", "control_requests", "_scrubbed_", "disk_", "store_", "_inodes"];
+        let left_out = [
+            "_seconds_sum",
+            "_seconds_bucket",
+            "control_requests",
+            "connections",
+            "tasks",
+            "_scrubbed_",
+            "disk_",
+            "store_",
+            "_inodes",
+        ];
         let blocks = ["larder_pinned_bytes", "larder_leased_bytes", "larder_evictable_bytes", "larder_reserved_bytes"];
         let now = scrape(&self.address);
         let before = std::mem::replace(&mut self.last, now.clone());
