@@ -1,7 +1,7 @@
 //! The base as it is meant: who may do what.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Toleration};
 use serde_json::{Value, json};
 
 use super::load::{self, Document};
@@ -64,7 +64,6 @@ fn the_daemon_is_an_ordinary_user() {
         ("/serviceAccountName", json!("larder")),
         ("/enableServiceLinks", json!(false)),
         ("/priorityClassName", json!("system-node-critical")),
-        ("/tolerations", json!([{"operator": "Exists"}])),
         ("/hostNetwork", Value::Null),
         ("/hostPID", Value::Null),
         ("/containers/0/resources/limits/cpu", Value::Null),
@@ -90,7 +89,6 @@ fn the_keeper_is_privileged_and_alone() {
         ("/automountServiceAccountToken", json!(false)),
         ("/enableServiceLinks", json!(false)),
         ("/priorityClassName", json!("system-node-critical")),
-        ("/tolerations", json!([{"operator": "Exists"}])),
         ("/hostNetwork", Value::Null),
         ("/hostPID", Value::Null),
         ("/containers/0/ports", Value::Null),
@@ -101,6 +99,38 @@ fn the_keeper_is_privileged_and_alone() {
     assert_eq!(field(&value, "/spec/updateStrategy"), &json!({"type": "OnDelete"}));
     let account = object("ServiceAccount", "larder-keeper").value;
     assert_eq!(field(&account, "/automountServiceAccountToken"), &json!(false));
+}
+
+/// Whether a pod of these tolerations is let onto, and left on, a node with this taint.
+fn tolerates(tolerations: &[Toleration], key: &str, effect: &str) -> bool {
+    tolerations.iter().any(|toleration| {
+        assert_eq!(toleration.operator.as_deref(), Some("Exists"), "as far as this test reads them");
+        toleration.key.as_deref().is_none_or(|of| of == key)
+            && toleration.effect.as_deref().is_none_or(|of| of == effect)
+            && toleration.toleration_seconds.is_none()
+    })
+}
+
+/// They run where GPUs are, and stay where their pods are driven out: not on every node there is.
+#[test]
+fn they_run_on_gpu_nodes_and_not_behind_every_taint() {
+    let (_, pod, _) = daemonset("larder");
+    let own = pod.tolerations.expect("tolerations");
+    for (key, effect) in [
+        ("nvidia.com/gpu", "NoSchedule"),
+        ("larder.dev/not-ready", "NoSchedule"),
+        ("anything.example.com/at-all", "NoExecute"),
+    ] {
+        assert!(tolerates(&own, key, effect), "{key} {effect}");
+    }
+    for key in [
+        "node-role.kubernetes.io/control-plane",
+        "node-role.kubernetes.io/master",
+        "virtual-kubelet.io/provider",
+        "team",
+    ] {
+        assert!(!tolerates(&own, key, "NoSchedule"), "{key}");
+    }
 }
 
 /// A keeper without a daemon serves nobody, and the other way round.
