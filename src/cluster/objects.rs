@@ -19,6 +19,42 @@ pub const GROUP: &str = "larder.dev";
 /// Version of both.
 pub const VERSION: &str = "v1alpha1";
 
+/// What [`crate::domain::Source`] takes: what it does not take is refused when it is applied, and not
+/// found in the status of each node. A user name or password is not taken: it would stand in etcd. In
+/// the syntax of RE2, as the API server's.
+const SOURCE: &str = concat!(
+    r"^([sS]3|[gG][sS])://[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}(/[^\x00-\x1f\x7f-\x9f]*)?$",
+    r"|^[fF][iI][lL][eE]://(localhost)?/[^\x00-\x1f\x7f-\x9f]*$",
+    r"|^[hH][tT][tT][pP][sS]?://[^/?#@\x00-\x1f\x7f-\x9f]+",
+    r"/[^?#\x00-\x1f\x7f-\x9f]*[^/?#\x00-\x1f\x7f-\x9f]([?#][^\x00-\x1f\x7f-\x9f]*)?$",
+);
+
+/// One character of a glob, escaped or not, or a class.
+macro_rules! glob_atom {
+    () => {
+        r"[^\[{}\\]|\\.|\[([!^].|[^!^])[^\]]*\]"
+    };
+}
+
+/// What [`crate::fetch::Selection`] takes, as far as that is regular: brackets are closed, braces are
+/// closed and opened, down to the third level, and nothing ends in a backslash. Deeper ones are taken.
+const GLOB: &str = concat!(
+    "^(",
+    glob_atom!(),
+    r"|\{(",
+    glob_atom!(),
+    r"|\{(",
+    glob_atom!(),
+    r"|\{(",
+    glob_atom!(),
+    r")*\})*\})*\})*$",
+    r"|\{.*\{.*\{.*\{",
+);
+
+/// What a label of a node can be.
+const LABEL_VALUE: &str = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$";
+const LABEL_VALUE_LEN_MAX: u32 = 63;
+
 /// A model that the nodes of a cluster are to have before anybody asks.
 #[derive(CustomResource, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
@@ -35,22 +71,25 @@ pub const VERSION: &str = "v1alpha1";
 #[serde(rename_all = "camelCase")]
 pub struct CachedModelSpec {
     /// Where it is: `s3://bucket/prefix/`, `gs://bucket/prefix/`, `https://host/file` or `file:///directory`. The daemon's setting `sources` has to allow it.
-    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = SOURCE))]
     pub source: String,
-    /// Globs of the files to bring; none means all. `*` does not cross `/`, `**` does.
-    #[serde(default)]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 1024)))]
+    /// Globs of the files to bring; left out, all. `*` does not cross `/`, `**` does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 1024), regex(pattern = GLOB)))]
     pub include: Vec<String>,
-    /// Globs of files to leave out.
-    #[serde(default)]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 1024)))]
+    /// Globs of files to leave out; left out, none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 1024), regex(pattern = GLOB)))]
     pub exclude: Vec<String>,
     /// Whether nodes keep it whatever else they need room for.
     #[serde(default)]
     pub pin: bool,
     /// Labels of the nodes that are to have it; none means every node that runs larder.
     #[serde(default)]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(
+        extend("maxProperties" = 64),
+        extend("additionalProperties" = {"type": "string", "pattern": LABEL_VALUE, "maxLength": LABEL_VALUE_LEN_MAX})
+    )]
     pub node_selector: BTreeMap<String, String>,
 }
 
@@ -67,7 +106,9 @@ pub struct CachedModelSpec {
     doc = "What larder has on the node of the same name. Written by that node alone; it goes with the node.",
     printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.ready"}"#,
     printcolumn = r#"{"name":"Wanted","type":"integer","jsonPath":".status.wanted"}"#,
-    printcolumn = r#"{"name":"Free","type":"integer","format":"int64","jsonPath":".status.storeBytesFree"}"#,
+    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.failed"}"#,
+    printcolumn = r#"{"name":"Free","type":"string","jsonPath":".status.storeFree"}"#,
+    printcolumn = r#"{"name":"Updated","type":"date","jsonPath":".status.updated"}"#,
     printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.version"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -84,6 +125,9 @@ pub struct NodeCacheStatus {
     /// How many of them are ready.
     #[schemars(range(min = 0))]
     pub ready: i64,
+    /// How many of them failed: `models` says why.
+    #[schemars(range(min = 0))]
+    pub failed: i64,
     /// How many of them there are, with those that are not listed here.
     #[schemars(range(min = 0))]
     pub wanted: i64,
@@ -91,6 +135,9 @@ pub struct NodeCacheStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
+    /// What is free on the file system of the store, for people: `1.2 TiB of 3.5 TiB`.
+    #[schemars(length(max = 64))]
+    pub store_free: String,
     /// Bytes free on the file system of the store.
     #[schemars(range(min = 0))]
     pub store_bytes_free: i64,
@@ -170,6 +217,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::domain::Source;
 
     const FILE: &str = "daemonset/base/crds.yaml";
     const BLESS: &str = "LARDER_BLESS=1 cargo test --lib cluster::objects";
@@ -242,12 +290,145 @@ mod tests {
         let spec = &schema(&all[0])["properties"]["spec"];
         assert_eq!(spec["required"], serde_json::json!(["source"]));
         assert_eq!(spec["properties"]["source"]["maxLength"], 2048);
-        assert_eq!(spec["properties"]["include"]["maxItems"], 256);
+        let include = &spec["properties"]["include"];
+        assert_eq!(
+            (&include["minItems"], &include["maxItems"], &include["default"]),
+            (&1.into(), &256.into(), &Value::Null)
+        );
+        let selector = &spec["properties"]["nodeSelector"];
+        assert_eq!(
+            (&selector["maxProperties"], &selector["additionalProperties"]["maxLength"]),
+            (&64.into(), &63.into())
+        );
         let status = schema(&all[1]);
         assert_eq!((&status["properties"]["spec"], &status["required"]), (&Value::Null, &Value::Null));
         let properties = &status["properties"]["status"]["properties"];
         assert_eq!(properties["models"]["maxItems"], 256);
         assert!(properties.as_object().expect("properties").values().all(|property| property["default"].is_null()));
+    }
+
+    /// The API server matches with Go's regexp, whose syntax is RE2's, as this crate's is: neither looks
+    /// around, and neither is anchored by itself.
+    fn pattern(of: &str) -> regex::Regex {
+        let definition = serde_json::to_value(CachedModel::crd()).expect("JSON");
+        let properties = &schema(&definition)["properties"]["spec"]["properties"];
+        let pattern = match of {
+            "source" => &properties[of]["pattern"],
+            "nodeSelector" => &properties[of]["additionalProperties"]["pattern"],
+            _ => &properties[of]["items"]["pattern"],
+        };
+        regex::Regex::new(pattern.as_str().unwrap_or_else(|| panic!("{of} has no pattern"))).expect("a pattern")
+    }
+
+    fn takes_glob(glob: &str) -> bool {
+        crate::fetch::Selection::new(&[glob.to_owned()], &[]).is_ok()
+    }
+
+    /// Texts of few characters, among them all that mean something; the same each time.
+    fn texts(alphabet: &[&str]) -> impl Iterator<Item = String> {
+        let mut seed = 7_u64;
+        let mut next = move |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(seed >> 40).unwrap_or(0) % below
+        };
+        (0..20_000).map(move |_| (0..next(9)).map(|_| alphabet[next(alphabet.len())]).collect())
+    }
+
+    #[test]
+    fn a_source_is_taken_here_where_a_daemon_takes_it() {
+        let pattern = pattern("source");
+        let check = |text: &str, taken: bool| {
+            assert_eq!(pattern.is_match(text), taken, "{text:?}");
+            assert_eq!(Source::parse(text).is_ok(), taken, "{text:?}");
+        };
+        for source in [
+            "s3://models/llama/",
+            "S3://b",
+            "gs://b/k",
+            "s3://b/a b?#@/ü",
+            "file:///data/m",
+            "file://localhost/data",
+            "https://host:8443/a/b.bin?versionId=7#x",
+            "https://h/a@b",
+            "http://[::1]/f",
+        ] {
+            check(source, true);
+        }
+        for wrong in [
+            "",
+            "models/llama",
+            "/data",
+            "s3://",
+            "s3:///key",
+            "s3://.b/",
+            "s3://bu cket/",
+            "s3://key:secret@b/k",
+            "file://host/x",
+            "file://",
+            "ftp://h/f",
+            "https://host",
+            "https://host/",
+            "https://h/d/?x=1",
+            "https://user:password@host/f",
+            "https://token@host/f",
+            "s3://b/\n",
+            " s3://b/m",
+        ] {
+            check(wrong, false);
+        }
+        let alphabet =
+            ["s3://", "gs://", "https://", "http://", "file://", "/", "a", ".", "@", "?", "#", ":", " ", "\t"];
+        for text in texts(&alphabet).flat_map(|text| [format!("https://{text}"), format!("s3://{text}"), text]) {
+            assert_eq!(pattern.is_match(&text), Source::parse(&text).is_ok(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_glob_is_refused_only_where_a_daemon_refuses_it() {
+        let pattern = pattern("include");
+        for glob in [
+            "*.json",
+            "a/**",
+            "{a,b}.bin",
+            "*.{js{on,},b[a-c]}",
+            "[!a]",
+            "[]a]",
+            r"\[x",
+            r"\{",
+            "a]",
+            "{{{{a}}}}",
+            "a,b",
+        ] {
+            assert!(pattern.is_match(glob) && takes_glob(glob), "{glob}");
+        }
+        for wrong in ["[", "[a", "a[!]", "[]", "{a", "a}", "{a}}", "{{a}", r"a\", r"{a\}", "{[}", "{{{a}}"] {
+            assert!(!pattern.is_match(wrong) && !takes_glob(wrong), "{wrong}");
+        }
+        // What it cannot tell is left to the daemons.
+        assert!(pattern.is_match("[z-a]") && !takes_glob("[z-a]"));
+        let mut refused = 0;
+        for text in
+            texts(&["a", "*", "[", "]", "{", "}", "!", "^", "\\", ",", "-", "/"]).filter(|text| !text.is_empty())
+        {
+            let matches = pattern.is_match(&text);
+            refused += usize::from(!matches);
+            assert!(matches || !takes_glob(&text), "{text:?}");
+            let is_beyond = text.contains('-') || text.matches('{').count() >= 4;
+            assert!(!matches || is_beyond || takes_glob(&text), "{text:?}");
+        }
+        assert!(refused > 5_000, "{refused}");
+        assert_eq!(self::pattern("exclude").as_str(), pattern.as_str());
+    }
+
+    #[test]
+    fn a_selector_has_values_that_labels_can_have() {
+        let pattern = pattern("nodeSelector");
+        for value in ["", "true", "NVIDIA-H100-80GB-HBM3", "a.b_c"] {
+            assert!(pattern.is_match(value), "{value}");
+        }
+        for wrong in ["-a", "a ", "a/b", "ü", "a."] {
+            assert!(!pattern.is_match(wrong), "{wrong}");
+        }
     }
 
     #[test]

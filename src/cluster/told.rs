@@ -9,6 +9,7 @@ use super::asked::Asked;
 use super::attempts::around;
 use super::objects::{ModelState, ModelStatus, NodeCacheStatus};
 use crate::cache::{Progressing, Standing};
+use crate::report::text;
 
 /// Models that are listed.
 const MODELS_MAX: usize = 256;
@@ -55,14 +56,17 @@ pub fn status(
         .collect();
     models.sort_by(|a, b| a.name.cmp(&b.name));
     let ready = models.iter().filter(|model| model.state == ModelState::Ready).count();
+    let failed = models.iter().filter(|model| model.state == ModelState::Failed).count();
     let wanted = models.len();
     let message = (wanted > MODELS_MAX).then(|| format!("the first {MODELS_MAX} of {wanted} models are listed"));
     models.truncate(MODELS_MAX);
     NodeCacheStatus {
         models,
         ready: count(ready as u64),
+        failed: count(failed as u64),
         wanted: count(wanted as u64),
         message,
+        store_free: format!("{} of {}", text::bytes(space.free), text::bytes(space.total)),
         store_bytes_free: count(space.free),
         store_bytes_total: count(space.total),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -146,7 +150,13 @@ impl Rhythm {
 
 /// What is news at once.
 fn without_bytes(status: &NodeCacheStatus) -> NodeCacheStatus {
-    let mut status = NodeCacheStatus { store_bytes_free: 0, store_bytes_total: 0, updated: None, ..status.clone() };
+    let mut status = NodeCacheStatus {
+        store_free: String::new(),
+        store_bytes_free: 0,
+        store_bytes_total: 0,
+        updated: None,
+        ..status.clone()
+    };
     for model in &mut status.models {
         (model.bytes_done, model.bytes_total) = (0, 0);
     }
@@ -197,7 +207,8 @@ mod tests {
             ("refused", ModelState::Failed),
         ];
         assert_eq!(states, expected);
-        assert_eq!((status.ready, status.wanted, status.store_bytes_free), (1, 5, 40));
+        assert_eq!((status.ready, status.wanted, status.failed, status.store_bytes_free), (1, 5, 1, 40));
+        assert_eq!(status.store_free, "40 B of 100 B");
         assert!(status.models[4].message.as_deref().is_some_and(|why| why.contains("`sources`")));
         assert_eq!(status.message, None);
     }

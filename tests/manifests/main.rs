@@ -11,5 +11,6 @@ mod guard;
 mod kinds;
 mod kustomize;
 mod load;
+mod models;
 mod restricted;
 mod uninstall;
