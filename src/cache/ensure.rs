@@ -23,6 +23,8 @@ use crate::telemetry;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the origin may take to list a model that is here, before what is here is given out.
 const ORIGIN_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a caller looks whether the origin has gone, while a copy could stand in.
+const ORIGIN_LOOK: Duration = Duration::from_secs(1);
 /// A model may be evicted between its pull and its lease; so often is believable.
 const ROUNDS_MAX: u32 = 4;
 /// Sources whose last answer is remembered.
@@ -170,8 +172,8 @@ enum Wait {
     Landed(Landing),
     /// What the model is, is known, and some of it is missing.
     Listed(Arc<SourceRecord>),
-    /// The origin takes too long to say what the model is now.
-    OutOfPatience,
+    /// The origin takes too long to say what the model is now, or to bring it: why.
+    OutOfPatience(String),
 }
 
 impl Cache {
@@ -263,10 +265,9 @@ impl Cache {
                 }
                 Wait::Landed(Landing { result: Err(failure), unanswered: true }) => (failure.message.clone(), failure),
                 Wait::Landed(Landing { result: Err(failure), .. }) => return Err(self.with_damage(&id, failure).await),
-                Wait::OutOfPatience => {
+                Wait::OutOfPatience(why) => {
                     // The flight goes on, or a slow origin's news would never arrive.
                     tokio::spawn(async move { seat.landed().await });
-                    let why = format!("no listing within {} s", ORIGIN_PATIENCE.as_secs());
                     (why.clone(), Failure::new(Exit::Origin, why))
                 }
             };
@@ -323,7 +324,8 @@ impl Cache {
     }
 
     /// Waits for a flight and tells how far it is. Where a copy could stand in, the origin must say
-    /// in time what the model is now; the transfer itself may take as long as it takes.
+    /// in time what the model is now; the transfer itself may take as long as it takes, but not as
+    /// long as the origin may be away.
     async fn wait(seat: &Seat, wish: &Wish, lazy: bool, stand_in: bool, tell: &mut (dyn FnMut(Event) + Send)) -> Wait {
         let (landed, listed) = (seat.landed(), seat.listed());
         tokio::pin!(landed, listed);
@@ -337,10 +339,16 @@ impl Cache {
                 landing = &mut landed => return Wait::Landed(landing),
                 record = &mut listed, if lazy => return Wait::Listed(record),
                 () = async { if let Some(patience) = &mut patience { patience.await } else { std::future::pending().await } } => {
-                    if seat.flight().progress.files_total.load(Relaxed) == 0 {
-                        return Wait::OutOfPatience;
+                    let progress = &seat.flight().progress;
+                    if progress.files_total.load(Relaxed) == 0 {
+                        return Wait::OutOfPatience(format!("no listing within {} s", ORIGIN_PATIENCE.as_secs()));
                     }
-                    patience = None;
+                    match progress.waiting() {
+                        Some(waiting) if waiting.since.elapsed() >= ORIGIN_PATIENCE => {
+                            return Wait::OutOfPatience(waiting.why);
+                        }
+                        _ => patience = Some(Box::pin(tokio::time::sleep(ORIGIN_LOOK))),
+                    }
                 }
                 _ = tick.tick() => tell(Event::Progress(seat.flight().moving())),
             }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::fetch::{FileProgress, Outcome, Progress};
+use crate::fetch::{self, FileProgress, Outcome, Progress};
 
 /// Files of one pull that are named in an event. A screen has no room for more.
 const FILES_NAMED_MAX: usize = 8;
@@ -69,6 +69,9 @@ pub struct Moving {
     /// Files whose bytes were wrong and came again.
     #[serde(default)]
     pub mismatches: u32,
+    /// Why nothing comes, where nothing does and the origin is asked again.
+    #[serde(default)]
+    pub waiting: Option<Waiting>,
     /// Callers that wait for it.
     pub waiters: u32,
     /// Since it began.
@@ -99,10 +102,31 @@ impl Moving {
             throttled: progress.throttled.load(Relaxed),
             stalls: progress.stalls.load(Relaxed),
             mismatches: progress.mismatches.load(Relaxed),
+            waiting: progress.waiting().map(Waiting::from),
             waiters,
             seconds: since.as_secs_f64(),
             files: progress.active().iter().take(FILES_NAMED_MAX).map(named).collect(),
         }
+    }
+}
+
+/// An origin that gives nothing, and is asked again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// What it said last, or what happened.
+    pub why: String,
+    /// Seconds since something came.
+    pub seconds: u64,
+    /// Seconds for which it is asked again from now on.
+    pub seconds_left: u64,
+}
+
+impl From<fetch::Waiting> for Waiting {
+    fn from(waiting: fetch::Waiting) -> Self {
+        let left = waiting.until.saturating_duration_since(Instant::now());
+        // Rounded up: what is left is never said to be nothing while it goes on.
+        let seconds_left = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        Self { why: waiting.why, seconds: waiting.since.elapsed().as_secs(), seconds_left }
     }
 }
 

@@ -46,7 +46,7 @@ pub use arriving::ReadError;
 pub use book::{Book, Lease, Refused};
 pub use change::HOLDER;
 pub use ensure::{Granted, LeaseWish, Waits, Wish};
-pub use event::{Event, Moving, MovingFile, Ready};
+pub use event::{Event, Moving, MovingFile, Ready, Waiting};
 pub use herald::Herald;
 pub use in_pods::{Mounting, Mounts};
 pub use mounted::{ARRIVING, MountStatus};

@@ -3,8 +3,12 @@
 #![expect(clippy::doc_markdown, reason = "read on a terminal, where backticks are noise")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::cache::named::{Name, Verb};
+use crate::report::Failure;
 
 /// Brings models from object storage into a store on this machine, verifies every byte, and hands
 /// them out as ordinary directories
@@ -59,16 +63,25 @@ pub enum Command {
     Inspect {
         /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
+        /// The globs that it was pulled with.
+        #[command(flatten)]
+        globs: Globs,
     },
     /// Print the directory with a model's files, which are ordinary and read-only
     Path {
         /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
+        /// The globs that it was pulled with.
+        #[command(flatten)]
+        globs: Globs,
     },
     /// Write a copy of a model that is yours to change into another directory
     Export {
         /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
+        /// The globs that it was pulled with.
+        #[command(flatten)]
+        globs: Globs,
         /// Where to: a directory that is empty or does not exist yet
         directory: PathBuf,
         /// Link to the store's own read-only files instead of copying them
@@ -82,18 +95,36 @@ pub enum Command {
         /// Sources as given to prefetch, or 6 or more first digits of models' digests
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
+        /// The globs that they were pulled with.
+        #[command(flatten)]
+        globs: Globs,
+        /// What to do while another process owns the store.
+        #[command(flatten)]
+        turn: Turn,
     },
     /// Keep models: while larder's daemon evicts others, it leaves these
     Pin {
         /// Sources as given to prefetch, or 6 or more first digits of models' digests
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
+        /// The globs that they were pulled with.
+        #[command(flatten)]
+        globs: Globs,
+        /// What to do while another process owns the store.
+        #[command(flatten)]
+        turn: Turn,
     },
     /// Let models be evicted again, whoever pinned them
     Unpin {
         /// Sources as given to prefetch, or 6 or more first digits of models' digests
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
+        /// The globs that they were pulled with.
+        #[command(flatten)]
+        globs: Globs,
+        /// What to do while another process owns the store.
+        #[command(flatten)]
+        turn: Turn,
     },
     /// End leases whose owners are gone: their models may be evicted, unless something else uses them
     Release {
@@ -101,6 +132,9 @@ pub enum Command {
         /// namespace and name of a pod, `team/server-0`
         #[arg(required = true, value_name = "LEASE|OWNER")]
         leases: Vec<String>,
+        /// What to do while another process owns the store.
+        #[command(flatten)]
+        turn: Turn,
     },
     /// Show what larder's daemon does: what moves, the disk, who uses what, counts since its start
     Status(Status),
@@ -149,6 +183,28 @@ pub struct Mount {
     pub origin: Origin,
 }
 
+/// The globs that a model was pulled with: they are part of its name.
+#[derive(Debug, Args, Clone)]
+pub struct Globs {
+    /// The same --include as given to prefetch: a selection of a source's files is a model of its own;
+    /// may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// The same --exclude as given to prefetch; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+}
+
+impl Globs {
+    /// The model of that name.
+    ///
+    /// # Errors
+    /// As [`Name::parse`].
+    pub fn name(&self, verb: Verb, model: &str) -> Result<Name, Failure> {
+        Name::parse(verb, model, &self.include, &self.exclude)
+    }
+}
+
 /// `larder prefetch`.
 #[derive(Debug, Args)]
 pub struct Prefetch {
@@ -168,9 +224,40 @@ pub struct Prefetch {
     /// Pin what was brought, as `larder pin` does
     #[arg(long)]
     pub pin: bool,
+    /// What to do while another process owns the store.
+    #[command(flatten)]
+    pub turn: Turn,
+    /// How long an origin is waited for.
+    #[command(flatten)]
+    pub retry: Retry,
     /// How to reach the origin.
     #[command(flatten)]
     pub origin: Origin,
+}
+
+/// What to do while another process owns the store.
+#[derive(Debug, Args, Clone, Copy)]
+pub struct Turn {
+    /// Fail (75) where another command writes to the store, rather than wait for its end
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// How long an origin is waited for.
+#[derive(Debug, Args, Clone, Copy)]
+pub struct Retry {
+    /// How long to ask an origin again that goes away under a pull, such as 30s or 2h; one that was
+    /// never reached is given up within seconds [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = crate::config::duration)]
+    pub retry_for: Option<Duration>,
+}
+
+impl Prefetch {
+    /// The globs, as part of the name of what was brought.
+    #[must_use]
+    pub fn globs(&self) -> Globs {
+        Globs { include: self.include.clone(), exclude: self.exclude.clone() }
+    }
 }
 
 /// How to reach an origin, beyond what the environment says.
@@ -198,9 +285,18 @@ pub struct Verify {
     /// Source as given to prefetch, or 6 or more first digits of the model's digest [default: every
     /// model]
     pub model: Option<String>,
+    /// The globs that it was pulled with.
+    #[command(flatten)]
+    pub globs: Globs,
     /// Fetch what is damaged or missing again
     #[arg(long)]
     pub repair: bool,
+    /// What to do while another process owns the store.
+    #[command(flatten)]
+    pub turn: Turn,
+    /// How long an origin is waited for, for --repair.
+    #[command(flatten)]
+    pub retry: Retry,
     /// How to reach the origin, for --repair.
     #[command(flatten)]
     pub origin: Origin,

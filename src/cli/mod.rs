@@ -89,21 +89,21 @@ fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
         Command::Export { model, directory: target, hard_link } => {
             models::export(console, &store()?, model, target, *hard_link)
         }
-        Command::Rm { models: names } => {
+        Command::Rm { models: names, globs, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| models::rm(console, &directory, names, cancel).await)
+            with_runtime(async |cancel| models::rm(console, &directory, names, globs, *turn, cancel).await)
         }
-        Command::Pin { models: names } => {
+        Command::Pin { models: names, globs, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| pins::run(console, &directory, names, true, cancel).await)
+            with_runtime(async |cancel| pins::run(console, &directory, names, globs, true, *turn, cancel).await)
         }
-        Command::Unpin { models: names } => {
+        Command::Unpin { models: names, globs, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| pins::run(console, &directory, names, false, cancel).await)
+            with_runtime(async |cancel| pins::run(console, &directory, names, globs, false, *turn, cancel).await)
         }
-        Command::Release { leases } => {
+        Command::Release { leases, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| release::run(console, &directory, leases, cancel).await)
+            with_runtime(async |cancel| release::run(console, &directory, leases, *turn, cancel).await)
         }
         // Of a daemon whose settings say where its store is.
         Command::Status(args) => status::run(console, store().ok().as_deref(), args),

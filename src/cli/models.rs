@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::args::{Globs, Turn};
 use super::console::Console;
-use super::owner::{self, Owner};
+use super::owner::{self, Claim, Owner};
 use crate::cache::Book;
 use crate::cache::listing::{self, Detailed, Listed, ListedFile, State};
 use crate::cache::named::{self, matching};
@@ -245,9 +246,18 @@ struct Removed {
 }
 
 /// `larder rm`.
-pub async fn rm(console: Console, directory: &Path, names: &[String], cancel: &Cancel) -> Result<Exit, Failure> {
-    let freed = match owner::own(directory)? {
-        Owner::Us(store) => forget(&store, names)?,
+pub async fn rm(
+    console: Console,
+    directory: &Path,
+    names: &[String],
+    globs: &Globs,
+    turn: Turn,
+    cancel: &Cancel,
+) -> Result<Exit, Failure> {
+    let parsed: Result<Vec<Name>, Failure> = names.iter().map(|name| globs.name(Verb::Rm, name)).collect();
+    let parsed = parsed?;
+    let freed = match owner::own(&Claim { directory, turn, console, cancel }).await? {
+        Owner::Us(store) => forget(&store, &parsed)?,
         Owner::Daemon(peer) => {
             let removed: Removed = peer.ask("/v1/remove", json!({ "models": names }), cancel).await?;
             removed.bytes_freed

@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::args::{Globs, Turn};
 use super::console::Console;
-use super::owner::{self, Owner};
+use super::owner::{self, Claim, Owner};
 use super::peer::Peer;
 use crate::cache::{Book, HOLDER, named};
 use crate::fetch::Cancel;
@@ -21,7 +22,8 @@ pub async fn run(
     pinned: bool,
     cancel: &Cancel,
 ) -> Result<Exit, Failure> {
-    let owner = owner::own(directory)?;
+    turn: Turn,
+    let owner = owner::own(&Claim { directory, turn, console, cancel }).await?;
     let mut models = Vec::new();
     for name in names {
         models.extend(match &owner {

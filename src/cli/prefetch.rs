@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::Prefetch;
 use super::console::Console;
-use super::owner::{self, Owner};
+use super::owner::{self, Claim, Owner};
 use super::peer::{self, Peer};
 use super::pull::LocalPull;
 use super::watch::{REMOTE_INTERVAL, Watch};
@@ -25,11 +25,11 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
     let sources: Result<Vec<Source>, _> = args.sources.iter().map(|source| Source::parse(source)).collect();
     let sources = sources?;
     let selection = Selection::new(&args.include, &args.exclude)?;
-    match owner::own_or_make(directory)? {
+    match owner::own_or_make(&Claim { directory, turn: args.turn, console, cancel }).await? {
         Owner::Us(store) => {
             tell_recovered(console, store.recovered());
             let settling = settle_in_background(&store);
-            let pull = LocalPull { store: &store, origin: &args.origin, cancel };
+            let pull = LocalPull { store: &store, origin: &args.origin, retry: args.retry, cancel };
             let exit = all(console, args, async |at: usize| {
                 let mut watch = Watch::new(console);
                 let tell = &mut |event| show(console, &mut watch, &event);
@@ -52,7 +52,7 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
             Ok(exit)
         }
         Owner::Daemon(peer) => {
-            owner::refuse_origin_flags(&peer, &args.origin)?;
+            owner::refuse_origin_flags(&peer, &args.origin, args.retry)?;
             let exit = all(console, args, async |at: usize| {
                 summary::tell(console, &ensure(console, &peer, args, at, cancel).await?);
                 if args.pin {

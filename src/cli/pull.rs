@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::args::Origin;
+use super::args::{Origin, Retry};
 use super::watch::INTERVAL;
 use crate::cache::{Event, Moving, Puller, Rate, Ready, Tell, VerifyEvent};
 use crate::domain::Source;
-use crate::fetch::{Cancel, Engine, Listed, Progress, Pull, Selection};
+use crate::fetch::{Cancel, Engine, Listed, Progress, Pull, RETRY_FOR, Selection};
 use crate::remote;
 use crate::report::Failure;
 use crate::store::Store;
@@ -17,10 +17,16 @@ use crate::store::Store;
 pub struct LocalPull<'a> {
     pub store: &'a Arc<Store>,
     pub origin: &'a Origin,
+    pub retry: Retry,
     pub cancel: &'a Cancel,
 }
 
 impl LocalPull<'_> {
+    fn engine(&self) -> Engine {
+        let retry_for = self.retry.retry_for.unwrap_or(RETRY_FOR);
+        Engine::of_store(Arc::clone(self.store)).with_retry_for(retry_for)
+    }
+
     /// Pulls one source; `tell` hears ten times a second how far it is.
     ///
     /// # Errors
@@ -40,7 +46,7 @@ impl LocalPull<'_> {
         };
         let progress = Arc::new(Progress::default());
         let pull = Pull {
-            engine: Arc::new(Engine::of_store(Arc::clone(self.store))),
+            engine: Arc::new(self.engine()),
             remote: self.cancel.guard(Box::pin(remote::open(source, &options))).await??,
             source: source.clone(),
             selection: selection.clone(),

@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::args::Turn;
 use super::console::Console;
-use super::owner::{self, Owner};
+use super::owner::{self, Claim, Owner};
 use crate::cache::{Book, Lease};
 use crate::fetch::Cancel;
 use crate::report::{Exit, Failure, text};
@@ -17,8 +18,14 @@ struct Released {
 }
 
 /// Ends leases by their ids or owners, whoever owns the store.
-pub async fn run(console: Console, directory: &Path, names: &[String], cancel: &Cancel) -> Result<Exit, Failure> {
-    let owner = owner::own(directory)?;
+pub async fn run(
+    console: Console,
+    directory: &Path,
+    names: &[String],
+    turn: Turn,
+    cancel: &Cancel,
+) -> Result<Exit, Failure> {
+    let owner = owner::own(&Claim { directory, turn, console, cancel }).await?;
     let mut leases = 0;
     for name in names {
         let ended = match &owner {

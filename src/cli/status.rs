@@ -320,9 +320,10 @@ fn moving(moving: &[Moving]) -> Option<String> {
             moving.waiters.to_string(),
             moving.connections.to_string(),
             moving.retries.to_string(),
+            moving.waiting.as_ref().map_or_else(String::new, watch::waiting),
         ]
     };
-    let header = ["MOVING", "DONE", "RATE", "LEFT", "WAITING", "CONNECTIONS", "RETRIES"];
+    let header = ["MOVING", "DONE", "RATE", "LEFT", "WAITING", "CONNECTIONS", "RETRIES", ""];
     table(&header, &moving.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -432,6 +433,7 @@ mod tests {
         let mut listing = moving.clone();
         listing["bytes_total"] = 0.into();
         listing["seconds_left"] = serde_json::Value::Null;
+        listing["waiting"] = json!({"why": "connection refused", "seconds": 5, "seconds_left": 295});
         let lease =
             json!({"id": "8f3a", "owner": "pod:5d0c", "digest": "0".repeat(64), "source": null, "since": 11000});
         let mut of_volume = lease.clone();
@@ -443,7 +445,7 @@ mod tests {
         insta::assert_snapshot!(tables, @"
         MOVING              DONE           RATE    LEFT  WAITING  CONNECTIONS  RETRIES
         s3://models/llama/  45 % of 100 B  20 B/s  3 s   3        8            1
-        s3://models/llama/  listing        20 B/s  -     3        8            1
+        s3://models/llama/  listing        20 B/s  -     3        8            1        waiting for the origin, 5 s (for 4 min 55 s more): connection refused
 
         PREFETCH  PINNED  STATE
         gs://b/m  yes     ready

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::Verify;
 use super::console::Console;
-use super::owner::{self, Owner};
+use super::owner::{self, Claim, Owner};
 use super::peer::{self, Peer};
 use super::pull::LocalPull;
 use super::watch::Watch;
@@ -26,10 +26,11 @@ const UNCHANGED: &str = "what was found is marked, nothing else was changed: the
 
 /// Hashes every blob of the chosen models once; reports what is wrong, and repairs it if asked.
 pub async fn run(console: Console, directory: &Path, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
-    match owner::own(directory)? {
+    named(args)?;
+    match owner::own(&Claim { directory, turn: args.turn, console, cancel }).await? {
         Owner::Us(store) => by_us(console, &store, args, cancel).await,
         Owner::Daemon(peer) => {
-            owner::refuse_origin_flags(&peer, &args.origin)?;
+            owner::refuse_origin_flags(&peer, &args.origin, args.retry)?;
             by_daemon(console, &peer, args, cancel).await
         }
     }
@@ -46,7 +47,7 @@ async fn by_us(console: Console, store: &Arc<Store>, args: &Verify, cancel: &Can
     if !args.repair {
         return Ok(unrepaired(console, args));
     }
-    let puller = LocalPull { store, origin: &args.origin, cancel };
+    let puller = LocalPull { store, origin: &args.origin, retry: args.retry, cancel };
     Box::pin(cache::repair(store, &damage, &puller, tell)).await
 }
 

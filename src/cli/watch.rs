@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::console::{Bar, Bars, Console};
-use crate::cache::{Event, Moving, MovingFile};
+use crate::cache::{Event, Moving, MovingFile, Waiting};
 use crate::report::text;
 
 /// How often it is worth to look.
@@ -72,7 +72,7 @@ impl Watch {
 fn drawn(moving: &Moving) -> (String, Vec<Bar>) {
     let source = &moving.source;
     if moving.bytes_total == 0 {
-        return (format!("{source}: {}", waiting(moving)), Vec::new());
+        return (format!("{source}: {}", listing(moving)), Vec::new());
     }
     let mut bars = vec![Bar { done: moving.bytes_done, size: moving.bytes_total, text: amounts(moving) }];
     let of_file = |file: &MovingFile| Bar {
@@ -81,17 +81,32 @@ fn drawn(moving: &Moving) -> (String, Vec<Bar>) {
         text: format!("{}, {}", file.path, text::bytes(file.size)),
     };
     bars.extend(moving.files.iter().map(of_file));
-    (format!("{source}: {}", counts(moving)), bars)
+    let headline = moving.waiting.as_ref().map_or_else(|| counts(moving), waiting);
+    (format!("{source}: {headline}"), bars)
 }
 
 fn line(moving: &Moving) -> String {
     if moving.bytes_total == 0 {
-        return waiting(moving);
+        return listing(moving);
     }
-    format!("{}, {}", amounts(moving), counts(moving))
+    match &moving.waiting {
+        Some(why) => {
+            format!("{} of {}, {}", text::bytes(moving.bytes_done), text::bytes(moving.bytes_total), waiting(why))
+        }
+        None => format!("{}, {}", amounts(moving), counts(moving)),
+    }
 }
 
-fn waiting(moving: &Moving) -> String {
+/// Why nothing comes, and for how long that is borne.
+pub fn waiting(waiting: &Waiting) -> String {
+    let Waiting { why, seconds, seconds_left } = waiting;
+    format!("waiting for the origin, {} (for {} more): {why}", left(*seconds), left(*seconds_left))
+}
+
+fn listing(moving: &Moving) -> String {
+    if let Some(why) = &moving.waiting {
+        return waiting(why);
+    }
     format!("waiting for the origin to list its files, {}", text::duration(time(moving.seconds)))
 }
 
@@ -176,6 +191,13 @@ mod tests {
             bars.iter().map(|bar| bar.text.as_str()).collect::<Vec<_>>(),
             ["12.0 MiB of 96.0 MiB, 20.0 MiB/s, 5 s left", "w, 2.0 MiB"]
         );
+        let why = "`s3://b/m/w`: connection refused".to_owned();
+        moving.waiting = Some(Waiting { why, seconds: 12, seconds_left: 288 });
+        let told = "waiting for the origin, 12 s (for 4 min 48 s more): `s3://b/m/w`: connection refused";
+        assert_eq!(line(&moving), format!("12.0 MiB of 96.0 MiB, {told}"));
+        assert_eq!(drawn(&moving).0, format!("s3://b/m: {told}"));
+        assert_eq!(line(&Moving { bytes_total: 0, ..moving.clone() }), told);
+        moving.waiting = None;
         moving.seconds_left = Some(200);
         assert!(line(&moving).contains(", 3 min 20 s left,"));
     }

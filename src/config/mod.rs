@@ -142,6 +142,15 @@ pub fn log_filter(text: &str) -> Option<String> {
     value::filter(value::Raw::Text(text)).ok()
 }
 
+/// A duration as settings have it, up to a day: `30s`, `5m`.
+///
+/// # Errors
+/// What is wanted instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    value::duration(value::Raw::Text(text), Duration::ZERO..=Duration::from_hours(24))
+        .map_err(|_| "want a duration from 0s to 24h, such as 30s, 5m or 2h".to_owned())
+}
+
 impl Config {
     /// Reads the settings: defaults, then the file, then the environment, then `--store`. Without a
     /// path it is [`DEFAULT_PATH`], which may be absent. `environment` looks a variable up; an empty

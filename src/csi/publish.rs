@@ -328,10 +328,15 @@ fn far(source: &str, moving: &Moving, waits: &str) -> String {
     if !waits.is_empty() && moving.bytes_done >= moving.bytes_total {
         return format!("`{source}` is waiting for {waits}");
     }
+    let (done, total) = (text::bytes(moving.bytes_done), text::bytes(moving.bytes_total));
+    if let Some(waiting) = &moving.waiting {
+        let so_far = if moving.bytes_total == 0 { String::new() } else { format!(", with {done} of {total} here") };
+        let since = text::duration(Duration::from_secs(waiting.seconds));
+        return format!("`{source}` waits for its origin{so_far}, since {since}: {}", waiting.why);
+    }
     if moving.bytes_total == 0 {
         return format!("`{source}` is being looked up");
     }
-    let (done, total) = (text::bytes(moving.bytes_done), text::bytes(moving.bytes_total));
     let rate = text::rate(moving.bytes_per_second, Duration::from_secs(1));
     let left = moving.seconds_left.map(|left| format!(", {} left", text::duration(Duration::from_secs(left))));
     format!("`{source}` is on its way: {done} of {total}, {rate}{}", left.unwrap_or_default())
@@ -344,6 +349,7 @@ fn mounting(source: &str, since: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Waiting;
 
     #[test]
     fn an_event_says_how_far_it_is() {
@@ -359,6 +365,12 @@ mod tests {
         };
         let said = far("s3://b/k/", &moving, "");
         assert!(said.contains("42.0 GiB of 130.0 GiB, 1.0 GiB/s, 1 min 28 s left"), "{said}");
+        let waiting = Some(Waiting { why: "connection refused".into(), seconds: 70, seconds_left: 230 });
+        let said = far("s3://b/k/", &Moving { waiting, ..moving }, "");
+        assert_eq!(
+            said,
+            "`s3://b/k/` waits for its origin, with 42.0 GiB of 130.0 GiB here, since 1 min 10 s: connection refused"
+        );
         let said = mounting("s3://b/k/", Duration::from_secs(61));
         assert!(said.contains("waiting for larder-keeper to mount it, for 1 min 1 s"), "{said}");
     }

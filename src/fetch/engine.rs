@@ -1,12 +1,14 @@
 //! What all pulls of one process share: the store, and the limits that belong to the machine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use super::arrivals::Arrivals;
 use super::concurrency::LIMIT_MAX;
 use super::flights::Flights;
+use super::retry::RETRY_FOR;
 use super::room::{FreeSpace, Room};
 use crate::store::{Store, WriteBack, dirty_budget};
 
@@ -45,6 +47,8 @@ pub struct Engine {
     pub(super) flights: Arc<Flights>,
     arrivals: Arc<Arrivals>,
     pub(super) write_back: Arc<WriteBack>,
+    /// How long an origin may be away that a pull has reached before.
+    pub(super) retry_for: Duration,
     /// Taken after a connection, never before: the other way round, files that wait for a
     /// connection could hold all the memory that the connections wait for.
     pub(super) memory: Arc<Semaphore>,
@@ -70,6 +74,7 @@ impl Engine {
             flights: Arc::default(),
             arrivals: Arc::default(),
             write_back: Arc::new(WriteBack::new(dirty_budget())),
+            retry_for: RETRY_FOR,
             memory: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX / PERMIT_LEN)),
             pulls: Arc::new(Semaphore::new(PULLS_MAX)),
             listings: Arc::new(Semaphore::new(LISTINGS_MAX)),
@@ -83,6 +88,13 @@ impl Engine {
     #[must_use]
     pub fn of_store(store: Arc<Store>) -> Self {
         Self::new(store, Arc::new(FreeSpace::default()))
+    }
+
+    /// The same, which waits so long for an origin that goes away under a pull.
+    #[must_use]
+    pub const fn with_retry_for(mut self, retry_for: Duration) -> Self {
+        self.retry_for = retry_for;
+        self
     }
 
     /// Objects that are read while they arrive.

@@ -30,8 +30,9 @@ pub use arrivals::{Arrival, Arrivals, TakeBack, Want};
 pub use cancel::Cancel;
 pub use engine::Engine;
 pub use error::Error;
-pub use progress::{FileProgress, Progress};
+pub use progress::{FileProgress, Progress, Waiting};
 pub use pull::{Listed, Outcome, Pull};
+pub use retry::RETRY_FOR;
 pub use room::{FreeSpace, Ledger, Reservation, Room, Shortage, Wants};
 pub use selection::Selection;
 

@@ -1,7 +1,11 @@
 //! What a pull has done so far, for anybody who wants to look.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Silence of an origin that is worth a word.
+const WAITING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// One file in flight.
 #[derive(Debug)]
@@ -23,6 +27,17 @@ impl FileProgress {
     pub(super) fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);
     }
+}
+
+/// A pull that gets nothing from its origin, and asks again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// What the last attempt said.
+    pub why: String,
+    /// Since when nothing comes.
+    pub since: Instant,
+    /// Until when it is tried again.
+    pub until: Instant,
 }
 
 /// Counters of one pull. All monotonic but for restarts of a file that changed at the origin.
@@ -50,6 +65,8 @@ pub struct Progress {
     pub mismatches: AtomicU32,
     /// Requests allowed in flight now.
     pub connections: AtomicU32,
+    waiting: Mutex<Option<Waiting>>,
+    is_waiting: AtomicBool,
     active: Mutex<Vec<Arc<FileProgress>>>,
     /// Files that another pull of this process moves.
     borrowed: Mutex<Vec<Arc<FileProgress>>>,
@@ -91,6 +108,29 @@ impl Progress {
 
     pub(super) fn moved(&self, bytes: u64) {
         self.bytes_moved.fetch_add(bytes, Relaxed);
+    }
+
+    /// A request failed, and is sent again for so long, if nothing comes meanwhile.
+    pub(super) fn waits(&self, why: String, now: Instant, left: Duration) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = waiting.as_ref().map_or(now, |waiting| waiting.since);
+        *waiting = Some(Waiting { why, since, until: now + left });
+        self.is_waiting.store(true, Relaxed);
+    }
+
+    /// Something came.
+    pub(super) fn goes_on(&self) {
+        if self.is_waiting.load(Relaxed) && self.is_waiting.swap(false, Relaxed) {
+            *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// What the pull waits for, where nothing has come for a while: a request that fails among others
+    /// that do not is no news.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Waiting> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        waiting.filter(|waiting| waiting.since.elapsed() >= WAITING_TOLD_AFTER)
     }
 
     /// Bytes of the model that are here now.

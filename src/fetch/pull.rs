@@ -13,7 +13,6 @@ use super::cancel::Cancel;
 use super::engine::{Engine, listing_permits};
 use super::known::{self, Wanted};
 use super::progress::Progress;
-use super::retry::Patience;
 use super::room::{Reservation, Wants};
 use super::selection::Selection;
 use super::transfer::{INDEX_LEN_MAX, Tools, Transfer, blocking};
@@ -163,18 +162,14 @@ impl Pull {
     }
 
     async fn list(&self, wire: &Wire) -> Result<remote::Listing, Error> {
-        let mut patience = Patience::new(u64::from(std::process::id()));
+        let mut patience = wire.patience(u64::from(std::process::id()));
         let mut listing = loop {
             match wire.cancel.guard(self.remote.list()).await? {
                 Ok(listing) => break listing,
-                Err(error) => {
-                    tracing::debug!(%error, "listing failed");
-                    let pause = patience.after(error, Instant::now())?;
-                    self.progress.retries.fetch_add(1, Relaxed);
-                    wire.cancel.sleep(pause).await?;
-                }
+                Err(error) => wire.pause(&mut patience, error).await?,
             }
         };
+        wire.note_answer();
         let listed = listing.objects.len();
         listing.objects.retain(|object: &Object| self.selection.takes(&object.path));
         if listing.objects.is_empty() {

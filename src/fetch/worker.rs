@@ -1,7 +1,7 @@
 //! One connection's work: ask for a range, hand slices to the disk, go on from the last good byte.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,9 @@ pub struct Wire {
     memory: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     connections_urgent: Arc<Semaphore>,
+    retry_for: Duration,
+    /// Whether the origin has answered this pull.
+    reached: AtomicBool,
     heads: Mutex<Pace>,
     gaps: Mutex<Pace>,
     started: Instant,
@@ -63,6 +66,8 @@ impl Wire {
             memory: Arc::clone(&engine.memory),
             connections: Arc::clone(&engine.connections),
             connections_urgent: Arc::clone(&engine.connections_urgent),
+            retry_for: engine.retry_for,
+            reached: AtomicBool::new(false),
             heads: Mutex::new(Pace::new(Duration::from_secs(1), Duration::from_secs(20))),
             gaps: Mutex::new(Pace::new(Duration::from_millis(300), Duration::from_secs(15))),
             started: Instant::now(),
@@ -71,7 +76,22 @@ impl Wire {
         }
     }
 
+    /// The patience of one request.
+    pub fn patience(&self, seed: u64) -> Patience {
+        Patience::new(self.retry_for, seed)
+    }
+
+    /// The origin has answered: nothing is waited for any more, and when it is away it will be back.
+    pub fn note_answer(&self) {
+        // Looked at first: this is said for every slice, by every connection.
+        if !self.reached.load(Relaxed) {
+            self.reached.store(true, Relaxed);
+        }
+        self.progress.goes_on();
+    }
+
     fn note_byte(&self) {
+        self.note_answer();
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_byte.store(now, Relaxed);
     }
@@ -152,14 +172,16 @@ impl Wire {
     }
 
     /// Pauses after a failure, or returns the final error.
-    async fn pause(&self, patience: &mut Patience, error: remote::Error) -> Result<(), Error> {
+    pub async fn pause(&self, patience: &mut Patience, error: remote::Error) -> Result<(), Error> {
         tracing::debug!(%error, "a request failed");
         if matches!(error, remote::Error::Throttled { .. }) {
             self.progress.throttled.fetch_add(1, Relaxed);
         }
-        let pause = patience.after(error, Instant::now())?;
+        let why = error.to_string();
+        let again = patience.after(error, Instant::now(), self.reached.load(Relaxed))?;
         self.progress.retries.fetch_add(1, Relaxed);
-        self.cancel.sleep(pause).await
+        self.progress.waits(why, Instant::now(), again.left);
+        self.cancel.sleep(again.pause).await
     }
 
     /// Fetches a whole small file into memory.
@@ -173,7 +195,7 @@ impl Wire {
             .await?
             .map_err(|e| Error::Defect(e.to_string()))?;
         let _busy = Busy::new(&self.busy);
-        let mut patience = Patience::new(seed);
+        let mut patience = self.patience(seed);
         let mut slices: Vec<Bytes> = Vec::new();
         let mut len = 0_u64;
         while len < object.size {
@@ -215,7 +237,7 @@ impl Wire {
     ) -> Result<bool, Error> {
         let _connection = self.connection(lane).await?;
         let _busy = Busy::new(&self.busy);
-        let mut patience = Patience::new(seed);
+        let mut patience = self.patience(seed);
         let mut disk = Disk::new(sink, Arc::clone(&self.memory));
         loop {
             let before = disk.position;

@@ -54,10 +54,7 @@ impl Lock {
 
     /// Writes down who has it.
     pub(super) fn name(&self, layout: &Layout) -> Result<(), Error> {
-        let command: Vec<String> = std::env::args().take(2).collect();
-        let name = command.first().map_or("larder", |path| path.rsplit('/').next().unwrap_or(path));
-        let verb = command.get(1).map_or("", String::as_str);
-        let mut owner = format!("pid {} (`{}`)\n", std::process::id(), format!("{name} {verb}").trim());
+        let mut owner = format!("pid {} (`{}`)\n", std::process::id(), command(std::env::args()));
         owner.extend(self.socket.iter().map(|socket| format!("{SOCKET_WORD}{}\n", socket.display())));
         let path = layout.lock();
         let written = OpenOptions::new().write(true).truncate(true).open(&path);
@@ -76,6 +73,23 @@ fn hold(file: &mut File, layout: &Layout) -> Result<(), Error> {
     }
 }
 
+/// The program and its verb. The rest of a command line may hold a signed URL, which others must not see.
+fn command(args: impl Iterator<Item = String>) -> String {
+    let mut args = args;
+    let program = args.next().unwrap_or_default();
+    let name = program.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("larder");
+    let mut verb = String::new();
+    while let Some(arg) = args.next() {
+        if arg == "--store" {
+            args.next();
+        } else if !arg.starts_with('-') {
+            verb = arg;
+            break;
+        }
+    }
+    format!("{name} {verb}").trim().to_owned()
+}
+
 /// Owner and socket, as far as they can be read: the text only names them, the lock itself is the
 /// kernel's.
 fn read(file: &mut File) -> (String, Option<PathBuf>) {
@@ -89,4 +103,17 @@ fn read(file: &mut File) -> (String, Option<PathBuf>) {
 /// The socket of whoever took the store last.
 pub(super) fn last_socket(layout: &Layout) -> Option<PathBuf> {
     read(&mut File::open(layout.lock()).ok()?).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_named_by_its_verb_alone() {
+        let named = |line: &str| command(line.split(' ').map(str::to_owned));
+        assert_eq!(named("/usr/bin/larder prefetch https://h/f?token=S3CR3T"), "larder prefetch");
+        assert_eq!(named("larder -q --store /data --json verify s3://b/m"), "larder verify");
+        assert_eq!((named("larder --store=/d rm x"), named("")), ("larder rm".to_owned(), "larder".to_owned()));
+    }
 }

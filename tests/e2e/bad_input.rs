@@ -210,7 +210,7 @@ fn another_owner_of_the_store() {
     while origin.reads() == 0 {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    let told = larder.fails(75, &["prefetch", "s3://models/m"]);
+    let told = larder.fails(75, &["prefetch", "--no-wait", "s3://models/m"]);
     assert!(told.contains("is in use by") && told.contains(&child.id().to_string()), "{told}");
     // Looking is always possible.
     assert_eq!(larder.ok(&["ls", "--json"]).last_event()["state"], "partial");

@@ -245,7 +245,7 @@ fn an_origin_that_only_fails_is_given_up_with_attempts_and_time() {
     let (origin, _) = origin_with_model(Checksums::multipart());
     origin.misbehave_on_reads(|_, _| Some(Fault::Refuse(500, "InternalError", None)));
     let larder = Larder::at(&origin);
-    let told = larder.fails(69, &["prefetch", "s3://models/m"]);
+    let told = larder.fails(69, &["prefetch", "--retry-for", "2s", "s3://models/m"]);
     assert!(
         told.contains("500 InternalError") && told.contains("attempts in") && told.contains("`s3://models/m/"),
         "{told}"

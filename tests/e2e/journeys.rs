@@ -350,7 +350,7 @@ fn a_private_ca_is_trusted_when_the_bundle_names_it() {
     }
     let (key, certificate) = (larder.scratch().join("key.pem"), larder.scratch().join("ca.pem"));
     let (ca_key, server) = (larder.scratch().join("ca-key.pem"), larder.scratch().join("server.pem"));
-    let make = |subject: &str, key: &std::path::Path, out: &std::path::Path, extra: &[&std::ffi::OsStr]| {
+    let make = |subject: &str, key: &Path, out: &Path, extra: &[&std::ffi::OsStr]| {
         let mut command = Command::new(&openssl);
         command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
         command.args(["-days", "2", "-subj", subject, "-keyout"]).arg(key).arg("-out").arg(out).args(extra);

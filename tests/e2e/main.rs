@@ -14,6 +14,7 @@ mod mount;
 mod node;
 mod output;
 mod sharing;
+mod patience;
 mod small_disk;
 mod support;
 mod web;
