@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::in_pods;
-use super::named;
+use super::named::{self, Name};
 use super::{Cache, blocking};
 use crate::domain::Digest;
 use crate::report::{Exit, Failure};
@@ -16,7 +16,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Exit::NotFound`]; the disk's.
-    pub async fn set_pinned(self: &Arc<Self>, name: String, pinned: bool) -> Result<Vec<String>, Failure> {
+    pub async fn set_pinned(self: &Arc<Self>, name: Name, pinned: bool) -> Result<Vec<String>, Failure> {
         let cache = Arc::clone(self);
         blocking(move || {
             let store = cache.store();
@@ -31,7 +31,7 @@ impl Cache {
                     // By hand is by whoever has the last word: also what the list pinned.
                     book.unpin(store, &key, None)?;
                 }
-                names.push(kept.record.map_or(key, |record| record.source));
+                names.push(named::name_of(&kept));
             }
             Ok(names)
         })
@@ -42,7 +42,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Exit::NotFound`]; [`Exit::Busy`] names who keeps it, and then nothing is removed.
-    pub async fn remove(self: &Arc<Self>, names: Vec<String>) -> Result<u64, Failure> {
+    pub async fn remove(self: &Arc<Self>, names: Vec<Name>) -> Result<u64, Failure> {
         let cache = Arc::clone(self);
         blocking(move || {
             let (store, residency) = (cache.store(), &cache.residency);
@@ -62,14 +62,14 @@ impl Cache {
                 }
                 let ids: Vec<String> = records.iter().map(|(_, id)| id.clone()).collect();
                 let moving = records.iter().find(|(_, id)| residency.is_moving(id));
-                let mut refused = moving.map(|(name, _)| in_use(name, "somebody waits for it"));
+                let mut refused = moving.map(|(name, _)| in_use(&name.shown(), "somebody waits for it"));
                 if let Some((name, _)) = records.iter().find(|(_, id)| book.is_pinned(id)) {
-                    refused = refused.or_else(|| Some(in_use(name, "it is pinned")));
+                    refused = refused.or_else(|| Some(in_use(&name.shown(), "it is pinned")));
                 }
                 if let Some((name, listing)) = listings.iter().find(|(_, listing)| book.is_used(listing)) {
                     let place = book.in_pods.place(listing);
                     let why = place.as_deref().unwrap_or("somebody reads it while it arrives");
-                    refused = refused.or_else(|| Some(in_use(name, why)));
+                    refused = refused.or_else(|| Some(in_use(&name.shown(), why)));
                 }
                 for (name, digest) in &manifests {
                     if refused.is_none() && !leaving.contains(digest) {
@@ -90,7 +90,7 @@ impl Cache {
                             } else {
                                 format!("{} uses it", users.join(", "))
                             };
-                            refused = Some(in_use(name, &who));
+                            refused = Some(in_use(&name.shown(), &who));
                         }
                     }
                 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::named::{chosen, pin_key};
+use super::named::{Name, chosen, pin_key};
 use crate::domain::{Checksum, Digest, Manifest, ManifestEntry, Version};
 use crate::report::{Failure, text};
 use crate::store::{Kept, Presence, Shelf, SourceFile, SourceRecord, View};
@@ -216,7 +216,7 @@ impl Detailed {
     ///
     /// # Errors
     /// As [`chosen`].
-    pub fn named(view: &View, name: &str) -> Result<Self, Failure> {
+    pub fn named(view: &View, name: &Name) -> Result<Self, Failure> {
         Ok(Self::of(view, &chosen(view, name)?))
     }
 }

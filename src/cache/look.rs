@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::listing::{self, Detailed, Listed};
+use super::named::Name;
 use super::{Cache, blocking};
 use crate::report::Failure;
 
@@ -25,7 +26,7 @@ impl Cache {
     ///
     /// # Errors
     /// Nothing of that name; the disk's.
-    pub async fn show(self: &Arc<Self>, name: String) -> Result<Detailed, Failure> {
+    pub async fn show(self: &Arc<Self>, name: Name) -> Result<Detailed, Failure> {
         let cache = Arc::clone(self);
         blocking(move || {
             let mut detailed = Detailed::named(cache.store().view(), &name)?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::ensure::{LeaseWish, Wish};
+use super::named::Name;
 use super::repair::{Damage, Puller, repair};
 use super::verify::{Tell, VerifyEvent, verify};
 use super::{Cache, lock};
@@ -28,7 +29,7 @@ impl Cache {
     ///
     /// # Errors
     /// Nothing of that name; the disk's.
-    pub async fn verify(self: &Arc<Self>, name: Option<&str>, mends: bool, tell: Tell<'_>) -> Result<(), Failure> {
+    pub async fn verify(self: &Arc<Self>, name: Option<Name>, mends: bool, tell: Tell<'_>) -> Result<(), Failure> {
         let _asking = mends.then(|| self.healing.ask());
         let damage = verify(self.store(), name, &Cancel::default(), tell).await?;
         for _ in &damage.blobs {

@@ -1,6 +1,12 @@
-//! What a name means: a source as it was asked for, or the first digits of a model's digest.
+//! What a name means: exactly one source with its globs, or the first digits of a model's digest.
+//!
+//! Nothing is guessed. A source without globs is all of its files, and never a selection of them that
+//! happens to be here; where only such selections are, the error lists them.
+
+use std::collections::BTreeSet;
 
 use crate::domain::{Digest, Manifest, Source};
+use crate::fetch::Selection;
 use crate::report::{Exit, Failure, text};
 use crate::store::{self, Kept, SourceRecord, View};
 
@@ -8,6 +14,88 @@ use crate::store::{self, Kept, SourceRecord, View};
 const DIGITS_MIN: usize = 6;
 /// All of a digest.
 const DIGITS_MAX: usize = 64;
+/// Candidates that are listed. A screen has no room for more.
+const CANDIDATES_MAX: usize = 8;
+
+/// A command that takes names: an error says what to type instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the commands of these names")]
+pub enum Verb {
+    Path,
+    Inspect,
+    Export,
+    Verify,
+    Rm,
+    Pin,
+    Unpin,
+}
+
+impl Verb {
+    /// The command for a name, to be pasted into a shell.
+    fn command(self, name: &str) -> String {
+        match self {
+            Self::Path => format!("larder path {name}"),
+            Self::Inspect => format!("larder inspect {name}"),
+            Self::Export => format!("larder export {name} DIRECTORY"),
+            Self::Verify => format!("larder verify {name}"),
+            Self::Rm => format!("larder rm {name}"),
+            Self::Pin => format!("larder pin {name}"),
+            Self::Unpin => format!("larder unpin {name}"),
+        }
+    }
+}
+
+/// What somebody calls a model.
+#[derive(Debug, Clone)]
+pub struct Name {
+    verb: Verb,
+    /// As it was typed.
+    text: String,
+    is: Is,
+}
+
+#[derive(Debug, Clone)]
+enum Is {
+    /// The beginning of a digest, in lower case.
+    Digits(String),
+    /// A source, canonical, and which of its files.
+    Source { source: String, include: Vec<String>, exclude: Vec<String> },
+}
+
+impl Name {
+    /// Reads a name, as it was typed after `verb` with these globs.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] for what is neither a source nor digits, globs that do not compile, and globs
+    /// beside digits.
+    pub fn parse(verb: Verb, text: &str, include: &[String], exclude: &[String]) -> Result<Self, Failure> {
+        let has_digits = (DIGITS_MIN..=DIGITS_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let is = if has_digits {
+            if !include.is_empty() || !exclude.is_empty() {
+                return Err(Failure::hinted(
+                    Exit::Usage,
+                    format!("`{text}` names a model by its digest, which has its files already"),
+                    "leave --include and --exclude out, or name the source",
+                ));
+            }
+            Is::Digits(text.to_ascii_lowercase())
+        } else {
+            Selection::new(include, exclude)?;
+            let source = Source::parse(text)?.to_string();
+            Is::Source { source, include: include.to_vec(), exclude: exclude.to_vec() }
+        };
+        Ok(Self { verb, text: text.to_owned(), is })
+    }
+
+    /// What it is called in a sentence: with its globs, so that it can be typed.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match &self.is {
+            Is::Digits(_) => self.text.clone(),
+            Is::Source { source, include, exclude } => typed(source, include, exclude),
+        }
+    }
+}
 
 /// A complete model, as somebody named it.
 #[derive(Debug, Clone)]
@@ -20,43 +108,79 @@ pub struct Named {
     pub manifest: Manifest,
 }
 
-/// Everything kept whose source is `name`, or whose digest starts with it (6 to 64 digits); at
-/// least one.
+/// What is kept under a name; at least one. A source is one alone, a model is kept once for each
+/// source that names it, the one used last first.
 ///
 /// # Errors
-/// [`Exit::NotFound`], [`Exit::Usage`] for a name that is neither, and the disk's.
-pub fn matching(view: &View, name: &str) -> Result<Vec<Kept>, Failure> {
-    let by_digest = (DIGITS_MIN..=DIGITS_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
-    let found: Vec<Kept> = if by_digest {
-        let name = name.to_ascii_lowercase();
-        view.kept_where(|kept| kept.manifest.is_some_and(|digest| digest.to_string().starts_with(&name)))?
-    } else {
-        let wanted = Source::parse(name)?.to_string();
-        let same = |source: &str| source.trim_end_matches('/') == wanted.trim_end_matches('/');
-        view.kept_where(|kept| kept.record.as_ref().is_some_and(|record| same(&record.source)))?
-    };
-    if found.is_empty() {
-        let hint = Some(if by_digest {
-            "`larder ls` shows what is here".to_owned()
-        } else {
-            format!("`larder prefetch {name}` brings it")
-        });
-        return Err(Failure {
-            hint,
-            ..Failure::new(Exit::NotFound, format!("`{name}` is not in the store `{}`", view.directory().display()))
-        });
+/// [`Exit::NotFound`] lists what else there is of a source; [`Exit::Usage`] for digits that begin
+/// more than one digest; the disk's.
+pub fn matching(view: &View, name: &Name) -> Result<Vec<Kept>, Failure> {
+    match &name.is {
+        Is::Digits(digits) => by_digits(view, name, digits),
+        Is::Source { source, include, exclude } => {
+            let alike = |record: &SourceRecord| record.source.trim_end_matches('/') == source.trim_end_matches('/');
+            let kept = view.kept_where(|kept| kept.record.as_ref().is_some_and(alike))?;
+            let is_meant = |record: &SourceRecord| {
+                record.source == *source && same(&record.include, include) && same(&record.exclude, exclude)
+            };
+            match kept.iter().find(|kept| kept.record.as_ref().is_some_and(is_meant)) {
+                Some(kept) => Ok(vec![kept.clone()]),
+                None => Err(not_here(view, name, &kept)),
+            }
+        }
     }
+}
+
+fn by_digits(view: &View, name: &Name, digits: &str) -> Result<Vec<Kept>, Failure> {
+    let begins = |kept: &Kept| kept.manifest.is_some_and(|digest| digest.to_string().starts_with(digits));
+    let mut found = view.kept_where(begins)?;
+    let models: BTreeSet<Digest> = found.iter().filter_map(|kept| kept.manifest).collect();
+    if models.len() > 1 {
+        return Err(Failure::hinted(
+            Exit::Usage,
+            format!("`{digits}` begins the digests of {} models", models.len()),
+            candidates("more digits tell them apart", name.verb, models.iter().map(ToString::to_string)),
+        ));
+    }
+    if found.is_empty() {
+        return Err(absent(view, name, "`larder ls` shows what is here".to_owned()));
+    }
+    found.sort_by_key(|kept| std::cmp::Reverse(kept.last_used));
     Ok(found)
 }
 
-/// The one that is meant of several selections of one source: a finished one, the one used last.
-///
-/// # Errors
-/// As [`matching`].
-pub fn chosen(view: &View, name: &str) -> Result<Kept, Failure> {
-    let mut found = matching(view, name)?;
-    found.sort_by_key(|kept| std::cmp::Reverse((kept.manifest.is_some(), kept.last_used)));
-    Ok(found.swap_remove(0))
+/// Nothing is kept under exactly that name: what is, under names like it.
+fn not_here(view: &View, name: &Name, alike: &[Kept]) -> Failure {
+    let mut others: Vec<String> = alike.iter().filter_map(|kept| kept.record.as_ref()).map(typed_of).collect();
+    if others.is_empty() {
+        return absent(view, name, format!("`larder prefetch {}` brings it", name.shown()));
+    }
+    others.sort();
+    absent(view, name, candidates("what is here of it", name.verb, others.into_iter()))
+}
+
+fn absent(view: &View, name: &Name, hint: String) -> Failure {
+    let what = match &name.is {
+        Is::Digits(_) => format!("`{}` is not", name.text),
+        Is::Source { include, exclude, .. } if include.is_empty() && exclude.is_empty() => {
+            format!("`{}` is not", name.text)
+        }
+        Is::Source { .. } => format!("`{}` with these globs is not", name.text),
+    };
+    Failure::hinted(Exit::NotFound, format!("{what} in the store `{}`", view.directory().display()), hint)
+}
+
+/// The commands that name each of several.
+fn candidates(what: &str, verb: Verb, names: impl ExactSizeIterator<Item = String>) -> String {
+    let more = names.len().saturating_sub(CANDIDATES_MAX);
+    let listed: Vec<String> = names.take(CANDIDATES_MAX).map(|name| format!("\n    {}", verb.command(&name))).collect();
+    let more = if more > 0 { format!("\n    and {more} more, which `larder ls` shows") } else { String::new() };
+    format!("{what}:{}{more}", listed.concat())
+}
+
+/// Whether two lists of globs select alike: their order means nothing.
+fn same(a: &[String], b: &[String]) -> bool {
+    a == b || a.iter().collect::<BTreeSet<_>>() == b.iter().collect::<BTreeSet<_>>()
 }
 
 /// The complete model of that name.
@@ -64,33 +188,42 @@ pub fn chosen(view: &View, name: &str) -> Result<Kept, Failure> {
 /// # Errors
 /// As [`matching`]; [`Exit::NotFound`] where it is here only in part, and [`Exit::Integrity`] where it
 /// is damaged, with the command that completes it.
-pub fn complete(view: &View, name: &str) -> Result<Named, Failure> {
+pub fn complete(view: &View, name: &Name) -> Result<Named, Failure> {
     let kept = chosen(view, name)?;
-    let incomplete = |why: String| Failure::hinted(Exit::NotFound, format!("`{name}` is {why}"), completing(&kept));
+    let shown = name.shown();
+    let incomplete = |why: String| Failure::hinted(Exit::NotFound, format!("`{shown}` is {why}"), completing(&kept));
     let Some(digest) = kept.manifest else {
         let (here, size) = kept.record.as_ref().map_or((0, 0), |record| (view.bytes_present(record), record.size()));
         return Err(incomplete(format!("here only in part: {} of {}", text::bytes(here), text::bytes(size))));
     };
     let manifest = match view.manifest(&digest) {
         Err(store::Error::Damaged { .. } | store::Error::Absent(_)) => {
-            let damaged = format!("the manifest of `{name}` is damaged or missing");
+            let damaged = format!("the manifest of `{shown}` is damaged or missing");
             return Err(Failure::hinted(Exit::Integrity, damaged, completing(&kept)));
         }
         other => other?,
     };
     let lacking: Vec<&str> = view.lacking(&manifest, &digest).map(|file| file.path.as_str()).collect();
     if !lacking.is_empty() {
-        let damaged = format!("`{name}` is damaged: {} is wrong or missing", text::some(&lacking));
+        let damaged = format!("`{shown}` is damaged: {} is wrong or missing", text::some(&lacking));
         return Err(Failure::hinted(Exit::Integrity, damaged, completing(&kept)));
     }
     Ok(Named { kept, digest, manifest })
+}
+
+/// What is kept under a name: of several sources of one model, the one used last.
+///
+/// # Errors
+/// As [`matching`].
+pub fn chosen(view: &View, name: &Name) -> Result<Kept, Failure> {
+    Ok(matching(view, name)?.swap_remove(0))
 }
 
 /// The command that makes a model whole, as a hint.
 #[must_use]
 pub fn completing(kept: &Kept) -> String {
     match (&kept.record, kept.manifest) {
-        (Some(record), _) => format!("`larder prefetch {}` completes it", typed(record)),
+        (Some(record), _) => format!("`larder prefetch {}` completes it", typed_of(record)),
         (None, Some(digest)) => {
             format!("no source names it any more, nothing can complete it: `larder rm {}` removes it", digest.short())
         }
@@ -98,11 +231,11 @@ pub fn completing(kept: &Kept) -> String {
     }
 }
 
-/// What it is called in a sentence: by its source, or where none names it by its digest.
+/// What it is called in a sentence: by its source and globs, or where none names it by its digest.
 #[must_use]
 pub fn name_of(kept: &Kept) -> String {
     match (&kept.record, kept.manifest) {
-        (Some(record), _) => record.source.clone(),
+        (Some(record), _) => typed_of(record),
         (None, digest) => digest.map_or_else(|| "-".to_owned(), |digest| digest.short()),
     }
 }
@@ -113,9 +246,56 @@ pub fn pin_key(kept: &Kept) -> Option<String> {
     kept.record.as_ref().map(SourceRecord::id).or_else(|| kept.manifest.map(|digest| digest.to_string()))
 }
 
+fn typed_of(record: &SourceRecord) -> String {
+    typed(&record.source, &record.include, &record.exclude)
+}
+
 /// A source and its globs as they are typed in a shell.
-fn typed(record: &SourceRecord) -> String {
-    let globs =
-        |flag: &str, globs: &[String]| globs.iter().map(|glob| format!(" --{flag} '{glob}'")).collect::<String>();
-    format!("{}{}{}", record.source, globs("include", &record.include), globs("exclude", &record.exclude))
+#[must_use]
+pub fn typed(source: &str, include: &[String], exclude: &[String]) -> String {
+    let globs = |flag: &str, globs: &[String]| {
+        globs.iter().map(|glob| format!(" --{flag} {}", text::in_shell(glob))).collect::<String>()
+    };
+    format!("{}{}{}", text::in_shell(source), globs("include", include), globs("exclude", exclude))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(globs: &[&str]) -> Vec<String> {
+        globs.iter().map(|glob| (*glob).to_owned()).collect()
+    }
+
+    #[test]
+    fn names_are_sources_or_digits() {
+        let parse = |text: &str, include: &[&str]| Name::parse(Verb::Path, text, &own(include), &[]);
+        assert_eq!(parse("S3://b/m/", &["*.json"]).expect("a source").shown(), "s3://b/m/ --include '*.json'");
+        assert_eq!(parse("ABCDEF01", &[]).expect("digits").shown(), "ABCDEF01");
+        for (text, include) in [("abcde", &[][..]), ("s3://", &[]), ("s3://b/m", &["["]), ("abcdef01", &["*"])] {
+            assert_eq!(parse(text, include).expect_err(text).exit, Exit::Usage);
+        }
+    }
+
+    #[test]
+    fn the_order_of_globs_means_nothing() {
+        assert!(same(&own(&["a", "b", "a"]), &own(&["b", "a"])));
+        assert!(!same(&own(&["a"]), &[]) && !same(&own(&["a"]), &own(&["b"])));
+    }
+
+    #[test]
+    fn a_source_is_shown_as_it_is_typed() {
+        assert_eq!(typed("s3://b/m/", &[], &[]), "s3://b/m/");
+        let shown = typed("s3://b/my model/", &own(&["*.json"]), &own(&["it's"]));
+        assert_eq!(shown, r"'s3://b/my model/' --include '*.json' --exclude 'it'\''s'");
+    }
+
+    #[test]
+    fn candidates_can_be_pasted_and_are_few() {
+        let told = candidates("here", Verb::Export, own(&["s3://b/m/"]).into_iter());
+        assert_eq!(told, "here:\n    larder export s3://b/m/ DIRECTORY");
+        let many: Vec<String> = (0..10).map(|at| format!("s3://b/{at}")).collect();
+        let told = candidates("here", Verb::Rm, many.into_iter());
+        assert!(told.ends_with("\n    larder rm s3://b/7\n    and 2 more, which `larder ls` shows"), "{told}");
+    }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::blocking;
 use super::event::{Event, Moving, Ready};
-use super::named::{matching, name_of};
+use super::named::{Name, matching, name_of};
 use super::repair::Damage;
 use crate::domain::{ChunkIndex, Digest, Grid};
 use crate::fetch::Cancel;
@@ -230,11 +230,11 @@ impl Found {
 /// As [`matching`]; [`Exit::Interrupted`](crate::report::Exit::Interrupted) when `cancel` says so, after at most one chunk.
 pub async fn verify(
     store: &Arc<Store>,
-    name: Option<&str>,
+    name: Option<Name>,
     cancel: &Cancel,
     tell: Tell<'_>,
 ) -> Result<Damage, Failure> {
-    let (planned, name) = (Arc::clone(store), name.map(str::to_owned));
+    let planned = Arc::clone(store);
     let plan = blocking(move || {
         let kept = match name {
             Some(name) => matching(planned.view(), &name)?,

@@ -350,6 +350,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::super::cache_in;
+    use super::super::named::{Name, Verb};
     use super::*;
 
     fn models(names: &[&str]) -> (TempDir, Arc<Cache>) {
@@ -363,6 +364,10 @@ mod tests {
         let cache = cache_in(directory.path());
         cache.set_proven();
         (directory, cache)
+    }
+
+    fn named(source: &str) -> Name {
+        Name::parse(Verb::Rm, source, &[], &[]).expect("a name")
     }
 
     fn want(directory: &TempDir, name: &str, pin: bool, after: Duration) -> Want {
@@ -405,7 +410,7 @@ mod tests {
 
         // What is gone stays gone, until it is pinned again.
         cache.reconcile(List::Cluster, wants(false)).await.expect("taken");
-        cache.remove(vec![format!("file://{}/a/", directory.path().display())]).await.expect("removed");
+        cache.remove(vec![named(&format!("file://{}/a/", directory.path().display()))]).await.expect("removed");
         until(&cache, &[(List::Cluster, false, Evicted)]).await;
         cache.reconcile(List::Cluster, wants(false)).await.expect("taken");
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -25,6 +25,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use self::args::{Cli, Command, Common};
 use self::console::Console;
+use crate::cache::named::Verb;
 use crate::config::log_filter;
 use crate::fetch::Cancel;
 pub use crate::report::TABLE as EXIT_CODES;
@@ -84,10 +85,10 @@ fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
             with_runtime(async |cancel| verify::run(console, &directory, args, cancel).await)
         }
         Command::Ls => models::ls(console, &store()?),
-        Command::Inspect { model } => models::inspect(console, &store()?, model),
-        Command::Path { model } => models::path(console, &store()?, model),
-        Command::Export { model, directory: target, hard_link } => {
-            models::export(console, &store()?, model, target, *hard_link)
+        Command::Inspect { model, globs } => models::inspect(console, &store()?, &globs.name(Verb::Inspect, model)?),
+        Command::Path { model, globs } => models::path(console, &store()?, &globs.name(Verb::Path, model)?),
+        Command::Export { model, globs, directory: target, hard_link } => {
+            models::export(console, &store()?, &globs.name(Verb::Export, model)?, target, *hard_link)
         }
         Command::Rm { models: names, globs, turn } => {
             let directory = store()?;

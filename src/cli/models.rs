@@ -11,7 +11,7 @@ use super::console::Console;
 use super::owner::{self, Claim, Owner};
 use crate::cache::Book;
 use crate::cache::listing::{self, Detailed, Listed, ListedFile, State};
-use crate::cache::named::{self, matching};
+use crate::cache::named::{self, Name, Verb, matching};
 use crate::domain::Digest;
 use crate::fetch::Cancel;
 use crate::report::text;
@@ -89,13 +89,11 @@ fn damaged(listed: &Listed) -> String {
     text::some(&files).replace('`', "")
 }
 
-/// The source with its globs.
+/// The source with its globs, as they are typed.
 fn shown_source(listed: &Listed) -> String {
     let Some(source) = &listed.source else { return "-".to_owned() };
-    let globs = |flag: &str, globs: &Option<Vec<String>>| {
-        globs.iter().flatten().map(|glob| format!(" --{flag} {glob}")).collect::<String>()
-    };
-    format!("{source}{}{}", globs("include", &listed.include), globs("exclude", &listed.exclude))
+    let globs = |globs: &Option<Vec<String>>| globs.clone().unwrap_or_default();
+    named::typed(source, &globs(&listed.include), &globs(&listed.exclude))
 }
 
 /// One file as `inspect` shows it.
@@ -128,7 +126,7 @@ fn file_cells(file: &ListedFile, sharers: &[String]) -> Vec<String> {
 }
 
 /// `larder inspect`. A model that is here only in part is shown as far as it is known.
-pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, Failure> {
+pub fn inspect(console: Console, directory: &Path, name: &Name) -> Result<Exit, Failure> {
     let view = look(directory)?;
     let kept = named::chosen(&view, name)?;
     let Detailed { listed, path, file_list: files } = Detailed::of(&view, &kept);
@@ -141,9 +139,9 @@ pub fn inspect(console: Console, directory: &Path, name: &str) -> Result<Exit, F
     if console.json {
         let files: Vec<_> = files.iter().map(|file| file_json(file, sharers(file))).collect();
         console.row(&json!({
-            "source": listed.source, "digest": listed.digest, "path": path, "bytes": listed.bytes,
-            "bytes_here": listed.bytes_here, "state": listed.state, "pinned": listed.pinned, "damaged": listed.damaged,
-            "files": files,
+            "source": listed.source, "include": listed.include, "exclude": listed.exclude, "digest": listed.digest,
+            "path": path, "bytes": listed.bytes, "bytes_here": listed.bytes_here, "state": listed.state,
+            "pinned": listed.pinned, "damaged": listed.damaged, "files": files,
         }));
         return Ok(Exit::Done);
     }
@@ -182,7 +180,7 @@ fn shared_with(view: &View, own: Option<&Digest>) -> Result<HashMap<Digest, Vec<
     view.each_kept(&mut |kept| {
         let Some(digest) = kept.manifest.filter(|digest| Some(digest) != own) else { return };
         let Ok(manifest) = view.manifest(&digest) else { return };
-        let name = kept.record.map_or_else(|| digest.short(), |record| record.source);
+        let name = named::name_of(&kept);
         for file in manifest.files() {
             let names = shared.entry(file.digest).or_default();
             if !names.contains(&name) {
@@ -194,7 +192,7 @@ fn shared_with(view: &View, own: Option<&Digest>) -> Result<HashMap<Digest, Vec<
 }
 
 /// `larder path`.
-pub fn path(console: Console, directory: &Path, name: &str) -> Result<Exit, Failure> {
+pub fn path(console: Console, directory: &Path, name: &Name) -> Result<Exit, Failure> {
     let view = look(directory)?;
     let named = named::complete(&view, name)?;
     if let Some(record) = &named.kept.record {
@@ -210,12 +208,18 @@ pub fn path(console: Console, directory: &Path, name: &str) -> Result<Exit, Fail
 }
 
 /// `larder export`.
-pub fn export(console: Console, directory: &Path, name: &str, target: &Path, hard_link: bool) -> Result<Exit, Failure> {
+pub fn export(
+    console: Console,
+    directory: &Path,
+    name: &Name,
+    target: &Path,
+    hard_link: bool,
+) -> Result<Exit, Failure> {
     let view = look(directory)?;
     let named = named::complete(&view, name)?;
     let done = match view.export(&named.manifest, target, hard_link) {
         Err(store::Error::Damaged { detail, .. }) => {
-            let damaged = format!("`{name}` is damaged: {detail}; what was written before it is right");
+            let damaged = format!("`{}` is damaged: {detail}; what was written before it is right", name.shown());
             return Err(Failure::hinted(Exit::Integrity, damaged, named::completing(&named.kept)));
         }
         other => other?,
@@ -259,19 +263,21 @@ pub async fn rm(
     let freed = match owner::own(&Claim { directory, turn, console, cancel }).await? {
         Owner::Us(store) => forget(&store, &parsed)?,
         Owner::Daemon(peer) => {
-            let removed: Removed = peer.ask("/v1/remove", json!({ "models": names }), cancel).await?;
+            let wish = json!({"models": names, "include": globs.include, "exclude": globs.exclude});
+            let removed: Removed = peer.ask("/v1/remove", wish, cancel).await?;
             removed.bytes_freed
         }
     };
     if console.json {
         console.event(&json!({"removed": names, "bytes_freed": freed}));
     }
-    console.result(&format!("removed {}, {} freed", names.join(", "), text::bytes(freed)));
+    let shown: Vec<String> = parsed.iter().map(Name::shown).collect();
+    console.result(&format!("removed {}, {} freed", shown.join(", "), text::bytes(freed)));
     Ok(Exit::Done)
 }
 
 /// Forgets models with their pins; bytes freed.
-fn forget(store: &Store, names: &[String]) -> Result<u64, Failure> {
+fn forget(store: &Store, names: &[Name]) -> Result<u64, Failure> {
     let (mut records, mut manifests, mut pins) = (Vec::new(), Vec::new(), Vec::new());
     let mut book = Book::open(store)?;
     for name in names {

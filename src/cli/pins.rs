@@ -9,7 +9,8 @@ use super::args::{Globs, Turn};
 use super::console::Console;
 use super::owner::{self, Claim, Owner};
 use super::peer::Peer;
-use crate::cache::{Book, HOLDER, named};
+use crate::cache::named::{self, Name, Verb};
+use crate::cache::{Book, HOLDER};
 use crate::fetch::Cancel;
 use crate::report::{Exit, Failure};
 use crate::store::Store;
@@ -19,16 +20,17 @@ pub async fn run(
     console: Console,
     directory: &Path,
     names: &[String],
+    globs: &Globs,
     pinned: bool,
+    turn: Turn,
     cancel: &Cancel,
 ) -> Result<Exit, Failure> {
-    turn: Turn,
     let owner = owner::own(&Claim { directory, turn, console, cancel }).await?;
     let mut models = Vec::new();
     for name in names {
         models.extend(match &owner {
-            Owner::Us(store) => set_in(store, name, pinned)?,
-            Owner::Daemon(peer) => ask(peer, name, pinned, cancel).await?,
+            Owner::Us(store) => set_in(store, name, globs, pinned)?,
+            Owner::Daemon(peer) => ask(peer, name, globs, pinned, cancel).await?,
         });
     }
     if console.json {
@@ -44,8 +46,9 @@ pub async fn run(
 ///
 /// # Errors
 /// Nothing of that name; the disk's.
-pub fn set_in(store: &Store, name: &str, pinned: bool) -> Result<Vec<String>, Failure> {
-    let found = named::matching(store.view(), name)?;
+pub fn set_in(store: &Store, name: &str, globs: &Globs, pinned: bool) -> Result<Vec<String>, Failure> {
+    let name: Name = globs.name(if pinned { Verb::Pin } else { Verb::Unpin }, name)?;
+    let found = named::matching(store.view(), &name)?;
     let mut book = Book::open(store)?;
     let mut models = Vec::new();
     for kept in found {
@@ -69,8 +72,15 @@ struct Answer {
 ///
 /// # Errors
 /// The daemon's, and what keeps it from answering.
-pub async fn ask(peer: &Peer, name: &str, pinned: bool, cancel: &Cancel) -> Result<Vec<String>, Failure> {
+pub async fn ask(
+    peer: &Peer,
+    name: &str,
+    globs: &Globs,
+    pinned: bool,
+    cancel: &Cancel,
+) -> Result<Vec<String>, Failure> {
     let path = if pinned { "/v1/pin" } else { "/v1/unpin" };
-    let answer: Answer = peer.ask(path, json!({ "model": name }), cancel).await?;
+    let answer: Answer =
+        peer.ask(path, json!({"model": name, "include": globs.include, "exclude": globs.exclude}), cancel).await?;
     Ok(answer.models)
 }

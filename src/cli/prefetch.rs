@@ -37,7 +37,7 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
                 drop(watch);
                 summary::tell(console, &pulled?);
                 if args.pin {
-                    tell_pinned(console, &pins::set_in(&store, &args.sources[at], true)?);
+                    tell_pinned(console, &pins::set_in(&store, &args.sources[at], &args.globs(), true)?);
                 }
                 Ok(())
             })
@@ -56,7 +56,7 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
             let exit = all(console, args, async |at: usize| {
                 summary::tell(console, &ensure(console, &peer, args, at, cancel).await?);
                 if args.pin {
-                    tell_pinned(console, &pins::ask(&peer, &args.sources[at], true, cancel).await?);
+                    tell_pinned(console, &pins::ask(&peer, &args.sources[at], &args.globs(), true, cancel).await?);
                 }
                 Ok(())
             })

@@ -12,6 +12,7 @@ use super::peer::{self, Peer};
 use super::pull::LocalPull;
 use super::watch::Watch;
 use super::{prefetch, summary};
+use crate::cache::named::{Name, Verb};
 use crate::cache::{self, VerifyEvent, counted};
 use crate::domain::Digest;
 use crate::fetch::Cancel;
@@ -40,7 +41,7 @@ async fn by_us(console: Console, store: &Arc<Store>, args: &Verify, cancel: &Can
     prefetch::tell_recovered(console, store.recovered());
     let mut shown = Shown::new(console);
     let tell = &mut |event| shown.tell(&event);
-    let damage = cache::verify(store, args.model.as_deref(), cancel, tell).await?;
+    let damage = cache::verify(store, named(args)?, cancel, tell).await?;
     if damage.is_none() {
         return Ok(Exit::Done);
     }
@@ -55,7 +56,9 @@ async fn by_us(console: Console, store: &Arc<Store>, args: &Verify, cancel: &Can
 /// [`VerifyEvent`] says so.
 async fn by_daemon(console: Console, peer: &Peer, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
     let (mut shown, mut verified) = (Shown::new(console), false);
-    let body = json!({"model": args.model, "repair": args.repair});
+    let body = json!({
+        "model": args.model, "include": args.globs.include, "exclude": args.globs.exclude, "repair": args.repair,
+    });
     let heard = peer.events("/v1/verify", body, cancel, |event: VerifyEvent| match event {
         VerifyEvent::Error { message, hint, exit_code } if !verified => {
             Some(Err(peer::of_daemon(message, hint, exit_code)))
@@ -82,8 +85,13 @@ async fn by_daemon(console: Console, peer: &Peer, args: &Verify, cancel: &Cancel
     }
 }
 
+/// The model to look at; none for all.
+fn named(args: &Verify) -> Result<Option<Name>, Failure> {
+    args.model.as_ref().map(|model| args.globs.name(Verb::Verify, model)).transpose()
+}
+
 fn unrepaired(console: Console, args: &Verify) -> Exit {
-    let name = args.model.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    let name = named(args).ok().flatten().map(|name| format!(" {}", name.shown())).unwrap_or_default();
     console.note(&format!("  hint: `larder verify --repair{name}` fetches it again"));
     Exit::Integrity
 }

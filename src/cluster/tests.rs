@@ -16,10 +16,16 @@ use tokio::task::JoinHandle;
 use super::fake::{Fake, until};
 use super::*;
 use crate::cache::cache_in;
+use crate::cache::named::{Name, Verb};
 
 const NODE: &str = "/api/v1/nodes/n1";
 const MODELS: &str = "/apis/larder.dev/v1alpha1/cachedmodels";
 const NODE_CACHE: &str = "/apis/larder.dev/v1alpha1/nodecaches/n1";
+
+/// A model by its source.
+fn named(source: &str) -> Name {
+    Name::parse(Verb::Rm, source, &[], &[]).expect("a name")
+}
 
 /// A daemon's part of it, and where its models come from.
 struct Daemon {
@@ -126,7 +132,7 @@ async fn a_node_has_what_is_asked_of_it_and_says_so() {
 
     // The label is gone before the model is.
     let patches = fake.count(&format!("PATCH {NODE}"));
-    daemon.cache.remove(vec![daemon.source("a")]).await.expect("removed");
+    daemon.cache.remove(vec![named(&daemon.source("a"))]).await.expect("removed");
     assert_eq!(labels(&fake), are(&["gpu"]));
     assert_eq!(fake.count(&format!("PATCH {NODE}")), patches + 1);
     let standing = daemon.cache.standings(List::Cluster).expect("standings");
@@ -224,7 +230,7 @@ async fn a_real_api_server_takes_it() {
         status.models.iter().any(|model| model.name == "larder-test" && model.state == ModelState::Ready)
     })
     .await;
-    daemon.cache.remove(vec![daemon.source("a")]).await.expect("removed");
+    daemon.cache.remove(vec![named(&daemon.source("a"))]).await.expect("removed");
     assert!(!has("larder-test").await);
     models.delete("larder-test", &DeleteParams::default()).await.expect("deleted");
     until("nothing asked", async || daemon.cache.standings(List::Cluster).expect("standings").is_empty()).await;

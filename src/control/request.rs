@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{Api, Rights};
+use crate::cache::named::{Name, Verb};
 use crate::cache::{LeaseWish, Owner, Wish};
 use crate::domain::Source;
 use crate::fetch::Selection;
@@ -48,14 +49,22 @@ pub struct EnsureBody {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelBody {
-    pub model: String,
+    model: String,
+    #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
 }
 
 /// `POST /v1/remove`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveBody {
-    pub models: Vec<String>,
+    models: Vec<String>,
+    #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
 }
 
 /// `POST /v1/release`.
@@ -70,9 +79,67 @@ pub struct ReleaseBody {
 #[serde(deny_unknown_fields)]
 pub struct VerifyBody {
     #[serde(default)]
-    pub model: Option<String>,
+    model: Option<String>,
+    #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    exclude: Vec<String>,
     #[serde(default)]
     pub repair: bool,
+}
+
+impl ModelBody {
+    /// The model that is meant.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`].
+    pub fn name(&self, verb: Verb) -> Result<Name, Failure> {
+        name(verb, &self.model, &self.include, &self.exclude)
+    }
+}
+
+impl RemoveBody {
+    /// The models that are meant.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`].
+    pub fn names(&self) -> Result<Vec<Name>, Failure> {
+        self.models.iter().map(|model| name(Verb::Rm, model, &self.include, &self.exclude)).collect()
+    }
+
+    /// The same as they were written.
+    pub fn models(&self) -> &[String] {
+        &self.models
+    }
+}
+
+impl VerifyBody {
+    /// The model that is meant; none for all.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`].
+    pub fn name(&self) -> Result<Option<Name>, Failure> {
+        let Some(model) = &self.model else {
+            if self.include.is_empty() && self.exclude.is_empty() {
+                return Ok(None);
+            }
+            return Err(Failure::new(Exit::Usage, "`include` and `exclude` go with a `model`"));
+        };
+        name(Verb::Verify, model, &self.include, &self.exclude).map(Some)
+    }
+}
+
+/// Reads a name with its globs.
+pub fn name(verb: Verb, model: &str, include: &[String], exclude: &[String]) -> Result<Name, Failure> {
+    check_count(include, exclude)?;
+    Name::parse(verb, model, include, exclude)
+}
+
+fn check_count(include: &[String], exclude: &[String]) -> Result<(), Failure> {
+    if include.len() > GLOB_COUNT_MAX || exclude.len() > GLOB_COUNT_MAX {
+        return Err(Failure::new(Exit::Usage, format!("more than {GLOB_COUNT_MAX} globs")));
+    }
+    Ok(())
 }
 
 /// Why a body is not taken.
@@ -117,9 +184,7 @@ impl EnsureBody {
                 "the settings `sources` and `policy` of larder's daemon say what may",
             ));
         }
-        if self.include.len() > GLOB_COUNT_MAX || self.exclude.len() > GLOB_COUNT_MAX {
-            return Err(Failure::new(Exit::Usage, format!("more than {GLOB_COUNT_MAX} globs")));
-        }
+        check_count(&self.include, &self.exclude)?;
         let selection = Selection::new(&self.include, &self.exclude)?;
         let lease = match self.lease.as_deref() {
             None => LeaseWish::None,

@@ -14,6 +14,7 @@ use super::api::{Api, Phase, Rights};
 use super::gates::Kind;
 use super::request::{self, EnsureBody, ModelBody, ReleaseBody, RemoveBody, Unread, VerifyBody};
 use super::{OPENAPI, verify};
+use crate::cache::named::Verb;
 use crate::cache::{self, Event, LeaseWish, Moving, Ready, Wish};
 use crate::report::{Exit, Failure};
 use crate::telemetry;
@@ -77,7 +78,7 @@ async fn dispatch(api: &Arc<Api>, rights: Rights, request: Request<Incoming>) ->
         "/v1/pin" => set_pinned(api, request, true).await,
         "/v1/unpin" => set_pinned(api, request, false).await,
         "/v1/remove" => remove(api, request).await,
-        "/v1/verify" => read(request).await.map(|body: VerifyBody| verify::answer(api, body)),
+        "/v1/verify" => hash_again(api, request).await,
         "/v1/release" => release(api, request).await,
         _ => Ok(answer::text(StatusCode::OK, "application/json", OPENAPI)),
     };
@@ -212,12 +213,20 @@ async fn models(api: &Arc<Api>) -> Answered {
 }
 
 async fn model(api: &Arc<Api>, query: &str) -> Answered {
-    let named = query.split('&').find_map(|pair| pair.strip_prefix("name="));
-    let decoded = named.and_then(|name| percent_encoding::percent_decode_str(name).decode_utf8().ok());
-    let Some(name) = decoded.filter(|name| !name.is_empty()) else {
-        return Err(Failure::new(Exit::Usage, "want /v1/model?name=SOURCE, or 6 or more digits of a digest").into());
+    let values = |name: &str| -> Option<Vec<String>> {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let values = pairs.filter(|(key, _)| *key == name).map(|(_, value)| value);
+        values.map(|value| Some(percent_encoding::percent_decode_str(value).decode_utf8().ok()?.into_owned())).collect()
     };
-    let shown = api.cache.show(name.into_owned()).await?;
+    let read = || {
+        let name = values("name")?.into_iter().next().filter(|name| !name.is_empty())?;
+        Some((name, values("include")?, values("exclude")?))
+    };
+    let Some((name, include, exclude)) = read() else {
+        let want = "want /v1/model?name=SOURCE, with include=GLOB and exclude=GLOB where it was pulled with globs, or 6 or more digits of a digest as the name";
+        return Err(Failure::new(Exit::Usage, want).into());
+    };
+    let shown = api.cache.show(request::name(Verb::Inspect, &name, &include, &exclude)?).await?;
     Ok(answer::json(StatusCode::OK, &shown))
 }
 
@@ -254,15 +263,21 @@ fn encoded<T: Serialize>(value: &T) -> Result<Bytes, Failure> {
 }
 
 async fn set_pinned(api: &Arc<Api>, request: Request<Incoming>, pinned: bool) -> Answered {
-    let ModelBody { model } = read(request).await?;
-    let models = api.cache.set_pinned(model, pinned).await?;
+    let body: ModelBody = read(request).await?;
+    let name = body.name(if pinned { Verb::Pin } else { Verb::Unpin })?;
+    let models = api.cache.set_pinned(name, pinned).await?;
     Ok(answer::json(StatusCode::OK, &json!({"models": models, "pinned": pinned})))
 }
 
 async fn remove(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
-    let RemoveBody { models } = read(request).await?;
-    let freed = api.cache.remove(models.clone()).await?;
-    Ok(answer::json(StatusCode::OK, &json!({"removed": models, "bytes_freed": freed})))
+    let body: RemoveBody = read(request).await?;
+    let freed = api.cache.remove(body.names()?).await?;
+    Ok(answer::json(StatusCode::OK, &json!({"removed": body.models(), "bytes_freed": freed})))
+}
+
+async fn hash_again(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
+    let body: VerifyBody = read(request).await?;
+    Ok(verify::answer(api, body.name()?, body.repair))
 }
 
 async fn release(api: &Arc<Api>, request: Request<Incoming>) -> Answered {

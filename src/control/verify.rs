@@ -6,11 +6,11 @@ use http::Response;
 
 use super::answer::{self, Body, Outbox};
 use super::api::Api;
-use super::request::VerifyBody;
 use crate::cache::VerifyEvent;
+use crate::cache::named::Name;
 
 /// Answers at once, and goes on for as long as somebody listens.
-pub fn answer(api: &Arc<Api>, body: VerifyBody) -> Response<Body> {
+pub fn answer(api: &Arc<Api>, name: Option<Name>, repair: bool) -> Response<Body> {
     let (lines, response) = answer::lines();
     let cache = Arc::clone(&api.cache);
     tokio::spawn(async move {
@@ -20,7 +20,7 @@ pub fn answer(api: &Arc<Api>, body: VerifyBody) -> Response<Body> {
                 let is_progress = matches!(event, VerifyEvent::Hashing { .. } | VerifyEvent::Progress(_));
                 outbox.say(&event, !is_progress);
             };
-            let verified = cache.verify(body.model.as_deref(), body.repair, &mut tell).await;
+            let verified = cache.verify(name, repair, &mut tell).await;
             outbox.flush().await;
             if let Err(failure) = verified {
                 lines.send(&VerifyEvent::from(&failure)).await;

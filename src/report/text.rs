@@ -93,6 +93,16 @@ pub fn percent(part: u64, whole: u64) -> u64 {
     part.min(whole).saturating_mul(100).checked_div(whole).unwrap_or(0)
 }
 
+/// A word as it is typed in a shell.
+#[must_use]
+pub fn in_shell(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:._-+=@%,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// `1 file`, `2 files`.
 #[must_use]
 pub fn count(number: usize, noun: &str) -> String {
@@ -156,6 +166,14 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(1400)), "1.4 s");
         assert_eq!(duration(Duration::from_secs(200)), "3 min 20 s");
         assert_eq!(count(1, "file"), "1 file");
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(in_shell("s3://b/m/w-1.bin"), "s3://b/m/w-1.bin");
+        for (word, typed) in [("", "''"), ("*.json", "'*.json'"), ("a b", "'a b'"), ("it's", r"'it'\''s'")] {
+            assert_eq!(in_shell(word), typed);
+        }
     }
 
     #[test]

@@ -29,11 +29,11 @@ fn a_model_comes_by_generation_and_crc32c() {
     let done = larder.prefetch("gs://models/m/");
     assert_eq!(done["bytes_moved"], model.len());
     assert_eq!(done["verified"], json!({"CRC32C": model.files.len()}));
-    larder.holds("gs://models/m", &model.files);
+    larder.holds("gs://models/m/", &model.files);
     let reads: Vec<_> = origin.seen().into_iter().filter(|seen| seen.is_read).collect();
     assert!(reads.iter().all(|seen| seen.request.query("generation").is_some()), "every read is pinned");
-    assert_eq!(larder.prefetch("gs://models/m")["bytes_moved"], 0);
-    let file = &larder.ok(&["inspect", "--json", "gs://models/m"]).last_event()["files"][0];
+    assert_eq!(larder.prefetch("gs://models/m/")["bytes_moved"], 0);
+    let file = &larder.ok(&["inspect", "--json", "gs://models/m/"]).last_event()["files"][0];
     assert!(file["version"].as_str().expect("a version").starts_with("generation:"), "{file}");
 }
 
@@ -59,7 +59,7 @@ fn faults_end_in_the_right_bytes() {
     });
     let larder = larder_at(&origin);
     larder.prefetch("gs://models/m/");
-    larder.holds("gs://models/m", &model.files);
+    larder.holds("gs://models/m/", &model.files);
 }
 
 #[test]
@@ -92,8 +92,8 @@ fn an_object_overwritten_mid_pull_is_never_mixed() {
         None
     });
     let larder = larder_at(&origin);
-    larder.prefetch("gs://models/m");
-    larder.holds("gs://models/m", &model.files);
+    larder.prefetch("gs://models/m/");
+    larder.holds("gs://models/m/", &model.files);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_bucket_that_is_not_there_and_one_that_refuses() {
     let told = larder.fails(66, &["prefetch", "gs://models/none"]);
     assert!(told.contains("nothing matches"), "{told}");
     origin.misbehave(|_| Some(Fault::Refuse(403, "forbidden", None)));
-    let told = larder.fails(77, &["prefetch", "gs://models/m"]);
+    let told = larder.fails(77, &["prefetch", "gs://models/m/"]);
     assert!(told.contains("access denied"), "{told}");
 }
 
@@ -113,7 +113,7 @@ fn a_bucket_that_is_not_there_and_one_that_refuses() {
 fn keys_with_a_nul_are_refused_by_name() {
     let (origin, _) = gcs_with_model();
     origin.bucket().put("m/a\0b", b"x".to_vec(), GCS);
-    let told = larder_at(&origin).fails(64, &["prefetch", "gs://models/m"]);
+    let told = larder_at(&origin).fails(64, &["prefetch", "gs://models/m/"]);
     assert!(told.contains(r#"key "a\0b" has a control character"#), "{told}");
     assert_eq!(origin.reads(), 0, "not a byte has moved");
 }
@@ -129,8 +129,8 @@ fn the_metadata_servers_token_is_sent() {
     let host = issuer.url().trim_start_matches("http://").to_owned();
     let larder = Larder::new([("GCE_METADATA_HOST", host)]);
     let endpoint = origin.url();
-    larder.ok(&["prefetch", "gs://models/m", "--endpoint-url", &endpoint]);
-    larder.holds("gs://models/m", &model.files);
+    larder.ok(&["prefetch", "gs://models/m/", "--endpoint-url", &endpoint]);
+    larder.holds("gs://models/m/", &model.files);
     assert!(issuer.issued() > 0);
 }
 
@@ -139,10 +139,10 @@ fn an_endpoint_with_a_password_is_refused_unseen() {
     let (origin, _) = gcs_with_model();
     let endpoint = origin.url().replace("http://", "http://us3r:p4ssw0rd@");
     let mut larder = Larder::new::<&str, &str>([]);
-    let told = larder.fails(64, &["prefetch", "--anonymous", "--endpoint-url", &endpoint, "gs://models/m"]);
+    let told = larder.fails(64, &["prefetch", "--anonymous", "--endpoint-url", &endpoint, "gs://models/m/"]);
     assert!(told.contains("user name or password") && !told.contains("p4ssw0rd"), "{told}");
     larder.set("STORAGE_EMULATOR_HOST", endpoint);
-    let told = larder.fails(64, &["prefetch", "gs://models/m"]);
+    let told = larder.fails(64, &["prefetch", "gs://models/m/"]);
     assert!(told.contains("user name or password") && !told.contains("p4ssw0rd"), "{told}");
     assert!(origin.seen().is_empty(), "nothing was asked");
 }
@@ -157,9 +157,9 @@ fn a_silent_listing_has_an_end() {
         first.then_some(Fault::Late(std::time::Duration::from_secs(45)))
     });
     let larder = larder_at(&origin);
-    let ran = larder.ok(&["prefetch", "-vv", "gs://models/m"]);
+    let ran = larder.ok(&["prefetch", "-vv", "gs://models/m/"]);
     assert!(ran.stderr.contains("no page of the listing within 30 s"), "{ran:?}");
-    larder.holds("gs://models/m", &model.files);
+    larder.holds("gs://models/m/", &model.files);
 }
 
 /// google-cloud-storage does not compare the range that came with the one that was asked for.
@@ -174,7 +174,7 @@ fn ranges_from_elsewhere_are_never_sealed() {
         let ran = larder.run(&["prefetch", "gs://models/m/"]);
         // A range that only says it is another one has the right bytes.
         if ran.code == Some(0) {
-            larder.ok(&["verify", "gs://models/m"]);
+            larder.ok(&["verify", "gs://models/m/"]);
         } else {
             assert!(ran.code == Some(65) && ran.stderr.contains("CRC32C"), "{ran:?}");
         }

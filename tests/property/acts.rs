@@ -16,7 +16,7 @@ use crate::life::{self, Answer, HIGH, Life};
 use crate::stage::{ALMOST_NOTHING, Checked, Effects, Held, Kept, Stage, check};
 use crate::step::{Ask, Cut, Lease, Meanwhile, Spoiled, Step};
 use crate::walk::{Walk, names};
-use crate::world::content;
+use crate::world::{by_digest, content};
 
 /// What the store writes beside blobs: documents, journals, and the tmpfs's own.
 const SMALL_CHANGE: u64 = 512 << 10;
@@ -337,9 +337,9 @@ impl Stage<'_> {
             self.forget_answers(ask.wish);
         }
         if let Some(wish) = removed {
-            effects.removes = self.group(wish);
-            let group = self.group(wish);
-            self.pins.retain(|pin| !group.contains(pin));
+            let id = self.id(wish);
+            self.pins.remove(&id);
+            effects.removes = [id].into();
         }
         let (leases, _) = self.actual_leases();
         let ended = matches!(meanwhile, Meanwhile::Housekeeping);
@@ -415,7 +415,7 @@ impl Stage<'_> {
         match meanwhile {
             Meanwhile::Nothing => {}
             Meanwhile::Put(put) => self.world.putter(put.source)(put.path(), put.number),
-            Meanwhile::Remove(wish) => match cache.remove(vec![self.world.uri(wish)]).await {
+            Meanwhile::Remove(wish) => match cache.remove(vec![self.world.name(wish)]).await {
                 Ok(_) => return Ok(Some(wish)),
                 Err(failure) => {
                     let fits = matches!(failure.exit, Exit::Busy | Exit::NotFound);
@@ -472,15 +472,15 @@ impl Stage<'_> {
 
     fn pin(&mut self, wish: usize, pinned: bool) -> Checked {
         let before = self.before()?;
-        let group: Vec<String> = self.group(wish).into_iter().filter(|id| before.records.contains_key(id)).collect();
+        let id = Some(self.id(wish)).filter(|id| before.records.contains_key(id));
         let cache = Arc::clone(self.life().cache());
-        let named = self.life().runtime().block_on(cache.set_pinned(self.world.uri(wish), pinned));
+        let named = self.life().runtime().block_on(cache.set_pinned(self.world.name(wish), pinned));
         match named {
-            Ok(names) => check!(names.len() == group.len() && !names.is_empty(), "{names:?} were meant, not {group:?}"),
+            Ok(names) => check!(names.len() == 1 && id.is_some(), "{names:?} were meant, not {id:?}"),
             Err(failure) if failure.exit == Exit::Disk && self.is_full() => return self.adopt_pins(&before),
-            Err(failure) => check!(group.is_empty() && failure.exit == Exit::NotFound, "{failure:?}"),
+            Err(failure) => check!(id.is_none() && failure.exit == Exit::NotFound, "{failure:?}"),
         }
-        for id in group {
+        if let Some(id) = id {
             if pinned {
                 self.pins.insert(id)
             } else {
@@ -509,7 +509,7 @@ impl Stage<'_> {
         }
         let name = superseded[number % superseded.len()].to_string();
         let cache = Arc::clone(self.life().cache());
-        let named = self.life().runtime().block_on(cache.set_pinned(name.clone(), pinned));
+        let named = self.life().runtime().block_on(cache.set_pinned(by_digest(&name), pinned));
         if named.is_err() && self.is_full() {
             return self.adopt_pins(&before);
         }
@@ -524,23 +524,22 @@ impl Stage<'_> {
 
     fn remove(&mut self, wish: usize) -> Checked {
         let before = self.before()?;
-        let all = self.group(wish);
-        let group: BTreeSet<String> = all.into_iter().filter(|id| before.records.contains_key(id)).collect();
-        let models: BTreeSet<Digest> = group.iter().filter_map(|id| before.model(id)).collect();
-        let in_use = models.iter().any(|model| self.is_leased(model) || self.pins.contains(&model.to_string()));
-        let refused = in_use || group.iter().any(|id| self.pins.contains(id));
+        let id = Some(self.id(wish)).filter(|id| before.records.contains_key(id));
+        let model = id.as_ref().and_then(|id| before.model(id));
+        let in_use = model.is_some_and(|model| self.is_leased(&model) || self.pins.contains(&model.to_string()));
+        let refused = in_use || id.as_ref().is_some_and(|id| self.pins.contains(id));
         let cache = Arc::clone(self.life().cache());
-        let removed = self.life().runtime().block_on(cache.remove(vec![self.world.uri(wish)]));
+        let removed = self.life().runtime().block_on(cache.remove(vec![self.world.name(wish)]));
         let mut effects = Effects::default();
         match removed {
-            Ok(_) if !refused && !group.is_empty() => {
-                effects.removes = group;
+            Ok(_) if !refused && id.is_some() => {
+                effects.removes = id.into_iter().collect();
                 self.follows(&before, &effects, &BTreeSet::new())?;
                 return self.audit(true);
             }
             Err(failure) if failure.exit == Exit::Busy && refused => {}
-            Err(failure) if failure.exit == Exit::NotFound && group.is_empty() => {}
-            other => return Err(format!("removing {group:?} with {models:?} (in use: {refused}): {other:?}")),
+            Err(failure) if failure.exit == Exit::NotFound && id.is_none() => {}
+            other => return Err(format!("removing {id:?} with {model:?} (in use: {refused}): {other:?}")),
         }
         self.follows(&before, &effects, &BTreeSet::new())
     }
@@ -553,7 +552,7 @@ impl Stage<'_> {
         }
         let model = superseded[number % superseded.len()];
         let cache = Arc::clone(self.life().cache());
-        let removed = self.life().runtime().block_on(cache.remove(vec![model.to_string()]));
+        let removed = self.life().runtime().block_on(cache.remove(vec![by_digest(&model.to_string())]));
         let mut effects = Effects::default();
         match (removed, self.is_protected(&before, &model)) {
             (Ok(_), false) => drop(effects.removes_models.insert(model)),

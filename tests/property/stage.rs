@@ -12,7 +12,7 @@ use larder::domain::Digest;
 use crate::disk::Disk;
 use crate::life::Life;
 use crate::walk::names;
-use crate::world::{Files, WISH_COUNT, World, content, manifest_of, selection};
+use crate::world::{Files, World, content, manifest_of, selection};
 
 /// With less than this, a disk is full: documents may not be written.
 pub const ALMOST_NOTHING: u64 = 128 << 10;
@@ -119,12 +119,6 @@ impl Stage<'_> {
         let wish =
             larder::cache::Wish::new(self.world.source(wish), selection(wish), false, larder::cache::LeaseWish::None);
         wish.record_id()
-    }
-
-    /// Record ids of wishes for that source of `wish`.
-    pub fn group(&self, wish: usize) -> BTreeSet<String> {
-        let same = |other: &usize| self.world.uri(*other) == self.world.uri(wish);
-        (0..WISH_COUNT).filter(same).map(|other| self.id(other)).collect()
     }
 
     /// The model that a wish is for, now.

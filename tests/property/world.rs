@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+use larder::cache::named::{Name, Verb};
 use larder::domain::{Digest, Manifest, ManifestEntry, ModelPath, Source, load_order};
 use larder::fetch::Selection;
 use larder_origins::{Checksums, Fault, Front, Noise, Origin};
@@ -184,6 +185,12 @@ impl World {
         }
     }
 
+    /// What a wish is called.
+    pub fn name(&self, wish: usize) -> Name {
+        let exclude: Vec<String> = WISHES[wish].1.iter().map(|glob| (*glob).to_owned()).collect();
+        Name::parse(Verb::Rm, &self.uri(wish), &[], &exclude).expect("a name")
+    }
+
     pub fn source(&self, wish: usize) -> Source {
         Source::parse(&self.uri(wish)).expect("a source")
     }
@@ -201,6 +208,11 @@ impl World {
     pub const fn is_silent(&self, wish: usize) -> bool {
         self.is_down && WISHES[wish].0 < BUCKET_SOURCES
     }
+}
+
+/// A model by its digest.
+pub fn by_digest(digest: &str) -> Name {
+    Name::parse(Verb::Rm, digest, &[], &[]).expect("a name")
 }
 
 pub fn selection(wish: usize) -> Selection {

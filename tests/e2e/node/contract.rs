@@ -151,6 +151,7 @@ fn every_answer_is_as_the_file_has_it() {
     let ensure =
         |lease: &str| json!({"source": source, "include": ["*"], "lease": lease, "progress_ms": 100, "sync": true});
 
+    let named = json!({"models": [source], "include": ["*"]});
     let pulling = std::thread::scope(|scope| {
         let first = scope.spawn(|| {
             let mut contract = Contract::new();
@@ -162,9 +163,9 @@ fn every_answer_is_as_the_file_has_it() {
         });
         contract.ok(&pods, "GET", "/v1/status", &Value::Null);
         contract.ok(&pods, "GET", "/v1/models", &Value::Null);
-        let partial = contract.ok(&pods, "GET", &format!("/v1/model?name={source}"), &Value::Null);
+        let partial = contract.ok(&pods, "GET", &format!("/v1/model?name={source}&include=*"), &Value::Null);
         assert_eq!(partial["state"], "partial");
-        let told = contract.refused(&admin, "POST", "/v1/remove", &json!({"models": [source]}), (409, 75));
+        let told = contract.refused(&admin, "POST", "/v1/remove", &named, (409, 75));
         assert!(told.contains("somebody waits for it"), "{told}");
         first.join().expect("a caller")
     });
@@ -194,13 +195,14 @@ fn every_answer_is_as_the_file_has_it() {
     let failed = contract.ok(&pods, "POST", "/v1/ensure", &json!({"source": "s3://models/absent/"}));
     assert_eq!((&failed["event"], &failed["exit_code"]), (&json!("error"), &json!(66)));
 
-    contract.ok(&admin, "POST", "/v1/pin", &json!({"model": source}));
+    contract.ok(&admin, "POST", "/v1/pin", &json!({"model": source, "include": ["*"]}));
+    contract.refused(&admin, "POST", "/v1/pin", &json!({"model": source}), (404, 66));
     contract.refused(&admin, "POST", "/v1/pin", &json!({"model": "s3://models/other/"}), (404, 66));
     contract.ok(&admin, "POST", "/v1/unpin", &json!({"model": digest[..8]}));
 
     contract.ok(&admin, "POST", "/v1/verify", &json!({}));
     damage(&Path::new(ready["path"].as_str().expect("a path")).join("model-00002-of-00003.safetensors"));
-    let verified = contract.ok(&admin, "POST", "/v1/verify", &json!({"model": source}));
+    let verified = contract.ok(&admin, "POST", "/v1/verify", &json!({"model": source, "include": ["*"]}));
     assert_eq!((&verified["event"], &verified["damaged"]), (&json!("verified"), &json!(1)), "{verified}");
     let repaired = contract.ok(&admin, "POST", "/v1/verify", &json!({"model": null, "repair": true}));
     assert_eq!((&repaired["event"], &repaired["exit_code"]), (&json!("repaired"), &json!(0)), "{repaired}");
@@ -214,14 +216,14 @@ fn every_answer_is_as_the_file_has_it() {
     let stale = contract.ok(&pods, "POST", "/v1/ensure", &ensure("pod:p-1"));
     assert_eq!((&stale["event"], &stale["bytes_moved"]), (&json!("ready"), &json!(0)));
     let lease = stale["lease"].as_str().expect("a lease").to_owned();
-    let told = contract.refused(&admin, "POST", "/v1/remove", &json!({"models": [source]}), (409, 75));
+    let told = contract.refused(&admin, "POST", "/v1/remove", &named, (409, 75));
     assert!(told.contains("pod:p-1"), "{told}");
     assert_eq!(contract.ok(&admin, "POST", "/v1/release", &json!({"lease": lease}))["released"], true);
     assert_eq!(contract.ok(&admin, "POST", "/v1/release", &json!({"lease": lease}))["released"], false);
-    let removed = contract.ok(&admin, "POST", "/v1/remove", &json!({"models": [source]}));
+    let removed = contract.ok(&admin, "POST", "/v1/remove", &named);
     assert_eq!(removed["removed"], json!([source]));
     assert!(removed["bytes_freed"].as_u64() >= Some(model.len()), "{removed}");
-    contract.refused(&admin, "POST", "/v1/remove", &json!({"models": [source]}), (404, 66));
+    contract.refused(&admin, "POST", "/v1/remove", &named, (404, 66));
 
     for seen in [
         "POST /v1/ensure 200 progress",

@@ -66,7 +66,7 @@ fn what_is_on_the_list_comes_by_itself() {
     assert_eq!(pinned(&node), ["s3://models/a/"]);
     let ready = node.ready(&json!({"source": "s3://models/a/"}));
     assert_eq!(ready["bytes_moved"], 0);
-    let shown = node.ask("GET", "/v1/model?name=s3://models/b/", None).1;
+    let shown = node.ask("GET", "/v1/model?name=s3://models/b/&include=*.json", None).1;
     let files = shown["file_list"].as_array().expect("files");
     assert_eq!((files.len(), &shown["include"]), (5, &json!(["*.json"])), "{shown}");
 
