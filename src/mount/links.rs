@@ -38,7 +38,11 @@ impl Links {
         for depth in 1..components.len() {
             self.at.entry(components[..depth].join("/")).or_insert(At::Directory);
         }
-        self.at.insert(components.join("/"), At::Link(target.to_owned()));
+        // A prefix goes before the object of its name, which has no link then.
+        let path = components.join("/");
+        if source.ends_with('/') || !matches!(self.at.get(&path), Some(At::Link(_))) {
+            self.at.insert(path, At::Link(target.to_owned()));
+        }
         true
     }
 
@@ -94,6 +98,8 @@ mod tests {
             ("s3://b/models/llama", Some("abc"), "2"),
             ("s3://b/models", None, "3"),
             ("s3://b/models@/x", None, "4"),
+            ("s3://b/models/", None, "7"),
+            ("s3://b/models", None, "8"),
             ("gs://b", None, "5"),
             ("file:///srv/../m", None, "6"),
         ] {
@@ -103,7 +109,7 @@ mod tests {
         let link = |target: &str| Some(At::Link(target.into()));
         assert_eq!(at("s3/b/models/llama@"), link("1"));
         assert_eq!(at("s3/b/models/llama@abc"), link("2"));
-        assert_eq!(at("s3/b/models@"), link("3"));
+        assert_eq!(at("s3/b/models@"), link("7"));
         assert_eq!(at("s3/b/models%40/x@"), link("4"));
         assert_eq!(at("gs/b@"), link("5"));
         assert_eq!(at("file/srv/%2E%2E/m@"), link("6"));

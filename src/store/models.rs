@@ -1,6 +1,6 @@
 //! Which source names which manifest. What a manifest becomes is in `trees`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
 use super::unreadable::{Met, Unreadable};
-use super::{Error, Layout, ObjectId, document, fsx};
+use super::{Error, Layout, ObjectId, Shelf, document, fsx};
 use crate::domain::{Checksum, Digest, Manifest, ModelPath, Text, Version};
 
 const FORM: u32 = 1;
@@ -61,14 +61,24 @@ impl SourceRecord {
         Self { larder_source: FORM, source, origin, include, exclude, manifest: None, listed_at, files: Vec::new() }
     }
 
-    /// The file name of this record: one per source and selection. `s3://b/m` and `s3://b/m/`
-    /// are the same model to a person, so they share it.
+    /// The file name of this record: one for each source and selection of its files.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "strings always encode")]
     pub fn id(&self) -> String {
-        let key = (self.source.trim_end_matches('/'), &self.include, &self.exclude);
+        // The order of globs means nothing.
+        let set = |globs: &[String]| globs.iter().cloned().collect::<BTreeSet<String>>();
+        let key = (name_of_source(&self.source), set(&self.include), set(&self.exclude));
         let text = serde_json::to_vec(&key).expect("strings always encode");
         blake3::hash(&text).to_hex()[..32].to_owned()
+    }
+
+    /// Whether it is the record of that source and selection.
+    #[must_use]
+    pub fn is_of(&self, source: &str, include: &[String], exclude: &[String]) -> bool {
+        let same = |a: &[String], b: &[String]| a == b || a.iter().collect::<BTreeSet<_>>() == b.iter().collect();
+        name_of_source(&self.source) == name_of_source(source)
+            && same(&self.include, include)
+            && same(&self.exclude, exclude)
     }
 
     /// The name of what the source named at this look: its files at their versions, whatever their
@@ -203,6 +213,38 @@ pub(super) fn is_readable(path: &Path) -> bool {
     read_source(path).is_ok()
 }
 
+/// A directory is one however it is written; `s3://b/m` may be an object beside the prefix `s3://b/m/`.
+fn name_of_source(source: &str) -> &str {
+    if source.starts_with("file://") { source.trim_end_matches('/') } else { source }
+}
+
+/// Gives records that an earlier build named otherwise the name of today, and their pins with them.
+pub(super) fn rename_sources(layout: &Layout) -> Result<(), Error> {
+    let directory = layout.sources();
+    for name in fsx::names(&directory).at("list", &directory)? {
+        let path = directory.join(&name);
+        let (Some(old), Ok(source)) = (name.strip_suffix(".json"), read_source(&path)) else { continue };
+        let new = source.id();
+        if new == old {
+            continue;
+        }
+        // Of two, the one that was used last is what the source named last.
+        let used = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        let target = layout.source(&new);
+        let is_newer = used(&path) > used(&target);
+        let pins = Shelf::Pins.directory();
+        // The pin first: cut off between the two, this begins anew.
+        for (from, to) in [(layout.note(pins, old), layout.note(pins, &new)), (path, target)] {
+            if is_newer && from.exists() {
+                std::fs::rename(&from, &to).at("rename", &from)?;
+            } else {
+                fsx::remove_if_there(&from).at("remove", &from)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn read_source(path: &Path) -> io::Result<SourceRecord> {
     let (source, _) = document::read::<SourceRecord>(path)?;
     if source.larder_source == FORM {
@@ -309,5 +351,48 @@ mod tests {
         let paths = ["a", "b/c/d", "b/c/e", "b/f", "g/h"].map(|path| ModelPath::new(path).expect("a path"));
         assert_eq!(directory_count(paths.iter()), 4);
         assert_eq!(directory_count(paths[..1].iter()), 1);
+    }
+
+    fn record(source: &str, exclude: &[&str]) -> SourceRecord {
+        let exclude = exclude.iter().map(|glob| (*glob).to_owned()).collect();
+        SourceRecord::new(source.to_owned(), "o".into(), Vec::new(), exclude)
+    }
+
+    #[test]
+    fn an_id_is_of_one_source_and_one_selection() {
+        let ids: BTreeSet<String> = [
+            record("s3://b/m", &[]),
+            record("s3://b/m/", &[]),
+            record("s3://b/m/", &["a"]),
+            record("s3://b/m/", &["a", "b"]),
+            record("file:///m", &[]),
+        ]
+        .map(|record| record.id())
+        .into();
+        assert_eq!(ids.len(), 5);
+        assert_eq!(record("file:///m/", &[]).id(), record("file:///m", &[]).id());
+        // The order of globs means nothing.
+        let (one, other) = (record("s3://b/m/", &["a", "b"]), record("s3://b/m/", &["b", "a", "b"]));
+        assert_eq!(one.id(), other.id());
+        assert!(one.is_of(&other.source, &other.include, &other.exclude) && !one.is_of("s3://b/m", &[], &one.exclude));
+    }
+
+    #[test]
+    fn records_of_an_earlier_build_keep_their_pins() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let source = record("s3://b/m/", &[]);
+        let layout = {
+            let store = super::super::Store::open(directory.path()).expect("a store");
+            store.announce(&source).expect("written");
+            store.note(Shelf::Pins, "0123", &"x").expect("written");
+            store.layout().clone()
+        };
+        let pin = |name: &str| layout.note(Shelf::Pins.directory(), name);
+        std::fs::rename(layout.source(&source.id()), layout.source("0123")).expect("renamed");
+        for _ in 0..2 {
+            super::super::Store::open(directory.path()).expect("a store");
+            assert_eq!(read_source(&layout.source(&source.id())).expect("read"), source);
+            assert!(pin(&source.id()).exists() && !pin("0123").exists() && !layout.source("0123").exists());
+        }
     }
 }

@@ -46,7 +46,10 @@ pub(super) fn recover(layout: &Layout, met: &Met) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
     clear_scratch(layout)?;
     expire_partials(layout, &mut recovered)?;
-    models::each_source(layout, met, &mut |_, _| {})?;
+    let mut ids = HashSet::new();
+    models::each_source(layout, met, &mut |source, _| {
+        ids.insert(source.id());
+    })?;
     for path in met.to_remove() {
         match fsx::remove_if_there(&path) {
             Ok(()) => met.removed(&path),
@@ -54,6 +57,11 @@ pub(super) fn recover(layout: &Layout, met: &Met) -> Result<Recovered, Error> {
             Err(error) => tracing::warn!(path = %path.display(), %error, "a damaged document stays"),
         }
         recovered.unreadable.push(path);
+    }
+    let sources = layout.sources();
+    let named = fsx::names(&sources).at("list", &sources)?;
+    if named.iter().any(|name| name.strip_suffix(".json").is_some_and(|id| !ids.contains(id))) {
+        models::rename_sources(layout)?;
     }
     Ok(recovered)
 }

@@ -198,3 +198,21 @@ fn the_socket_takes_the_globs_of_a_name() {
     let (status, _) = ask("POST", "/v1/remove", &json!({"models": [MODEL], "include": ["*.json"]}));
     assert_eq!(status, 200);
 }
+
+/// An object and the prefix of the same name are two models.
+#[test]
+fn a_slash_is_part_of_a_name() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    origin.bucket().put("x", "object", Checksums::multipart());
+    origin.bucket().put("x/in", "prefix", Checksums::multipart());
+    let larder = Larder::at(&origin);
+    let texts = |source: &str| larder.files(source).into_values().collect::<Vec<_>>();
+    larder.prefetch("s3://models/x");
+    let told = larder.fails(66, &["path", "s3://models/x/"]);
+    assert_eq!(candidates(&told), [["path", "s3://models/x"]], "{told}");
+    larder.ok(&["prefetch", "--pin", "s3://models/x/"]);
+    assert_eq!((texts("s3://models/x"), texts("s3://models/x/")), (vec![b"object".to_vec()], vec![b"prefix".to_vec()]));
+    larder.ok(&["rm", "s3://models/x"]);
+    assert_eq!(texts("s3://models/x/"), [b"prefix"]);
+    assert_eq!(larder.ok(&["ls", "--json"]).last_event()["pinned"], json!(true));
+}
