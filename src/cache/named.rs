@@ -4,6 +4,7 @@
 //! happens to be here; where only such selections are, the error lists them.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use crate::domain::{Digest, Manifest, Source};
 use crate::fetch::Selection;
@@ -94,6 +95,12 @@ impl Name {
             Is::Digits(_) => self.text.clone(),
             Is::Source { source, include, exclude } => typed(source, include, exclude),
         }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown())
     }
 }
 
