@@ -97,8 +97,12 @@ fn a_full_disk_takes_the_notes_of_a_pod() {
         until(&kept, "room is kept", |kept| {
             fs::read_dir(kept.node.store().join("v1/reserve")).is_ok_and(|reserve| reserve.count() > 100)
         });
+        // Nothing else keeps the model from going meanwhile.
+        let mut held = kept.node.ensuring(&json!({"source": source(0), "lease": "connection"}));
+        assert!(held.any(|event| event["event"] == "ready"));
         disk.fill(1 << 30);
         volume.publish().expect("published");
+        drop(held);
         assert_eq!(notes(&kept), 2, "{kind:?}: a lease and a volume\n{}", kept.logs());
         kept.node.restart();
         until(&kept, "the other one goes", |kept| !has(&kept.node, 1));
@@ -121,8 +125,11 @@ fn notes_that_could_not_be_written_are_tried_again() {
     until(&kept, "room is kept", |_| reserve.is_dir());
     fs::remove_dir_all(&reserve).expect("removed");
     fs::write(&reserve, "").expect("in its place");
+    let mut held = kept.node.ensuring(&json!({"source": source(0), "lease": "connection"}));
+    assert!(held.any(|event| event["event"] == "ready"));
     disk.fill(1 << 30);
     volume.publish().expect("published");
+    drop(held);
     assert_eq!(notes(&kept), 0, "{}", kept.logs());
     disk.fill(0);
     until(&kept, "they are written", |kept| notes(kept) == 2);
