@@ -26,7 +26,7 @@ const LISTINGS_MAX: u32 = 4;
 /// While there is no room: how long in all, and for how long at a time, the end of some use is waited for,
 /// and how long after it, as uses often end together.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-const ROOM_QUIET: Duration = Duration::from_secs(1);
+const ROOM_QUIET: Duration = Duration::from_secs(3);
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to pull, and where to.
@@ -213,7 +213,8 @@ impl Pull {
             let quiet = deadline.saturating_duration_since(Instant::now()).min(ROOM_QUIET);
             match self.cancel.guard(tokio::time::timeout(quiet, endings.changed())).await? {
                 Ok(Ok(())) => self.cancel.sleep(ROOM_PAUSE).await?,
-                _ => return Err(refused),
+                // What housekeeping has let go of meanwhile counts, too.
+                _ => return self.reserve_and_announce(files).await,
             }
         }
     }
