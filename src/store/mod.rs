@@ -825,6 +825,10 @@ impl Store {
             let (bytes, files) = sealed::unname_condemned(self.layout(), &digest)?;
             freed += bytes;
             unnamed.extend(files);
+            if sealed::any(self.layout(), &digest).is_none() {
+                let values = self.layout().values(&digest);
+                fsx::remove_if_there(&values).at("remove", &values)?;
+            }
             if !named.contains(&digest) {
                 damage::clear(self.layout(), &digest, copy)?;
                 self.heeded().remove(&digest);

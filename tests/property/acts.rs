@@ -294,6 +294,17 @@ impl Stage<'_> {
         }
         let was_answered = if self.recheck.is_zero() { BTreeMap::new() } else { self.answered.clone() };
         let (answers, removed) = self.run_together(asks, meanwhile)?;
+        self.verified_meanwhile = matches!(meanwhile, Meanwhile::Verify);
+        if self.verified_meanwhile {
+            let marked = Walk::of(&self.disk.store()).marked;
+            let found = self.spoiled.iter().filter(|(_, digest)| marked.contains(digest)).map(|(inode, _)| *inode);
+            self.condemned.extend(found);
+            let broken = self
+                .models
+                .iter()
+                .filter(|(_, files)| files.values().any(|number| marked.contains(&content(*number).digest)));
+            self.broken.extend(broken.map(|(model, _)| *model));
+        }
         let mut effects = Effects { evicts: true, ..Effects::default() };
         effects.sets.clone_from(&allowed);
         let old_leases: BTreeSet<(String, Digest)> = self.leases.keys().cloned().collect();
@@ -615,6 +626,17 @@ impl Stage<'_> {
         }
     }
 
+    /// Models that have one of these are not whole from now on, until it comes again.
+    fn break_models(&mut self, before: &Kept, damaged: &BTreeSet<Digest>) {
+        let hit = before.manifests.iter().filter(|model| {
+            self.models
+                .get(model)
+                .is_some_and(|files| files.values().any(|number| damaged.contains(&content(*number).digest)))
+        });
+        let hit: Vec<Digest> = hit.copied().collect();
+        self.broken.extend(hit);
+    }
+
     fn verify(&mut self, mends: bool) -> Checked {
         let before = self.before()?;
         if mends {
@@ -638,14 +660,8 @@ impl Stage<'_> {
                     effects.sets.insert(self.id(wish), [model].into());
                 }
             }
-            let hit = before.manifests.iter().filter(|model| {
-                self.models
-                    .get(model)
-                    .is_some_and(|files| files.values().any(|number| damaged.contains(&content(*number).digest)))
-            });
-            let hit: Vec<Digest> = hit.copied().collect();
-            self.broken.extend(hit);
         }
+        self.break_models(&before, &damaged);
         let (mut found, mut failures) = (BTreeSet::new(), Vec::new());
         let cache = Arc::clone(self.life().cache());
         let verified = self.life().runtime().block_on(cache.verify(None, mends, &mut |event| match event {
@@ -661,10 +677,14 @@ impl Stage<'_> {
         check!(failures.is_empty(), "{failures:?}");
         check!(found == damaged, "found {found:?} damaged, should be {damaged:?}");
         self.quiesce()?;
+        let found = self.spoiled.iter().filter(|(_, digest)| damaged.contains(digest)).map(|(inode, _)| *inode);
+        self.condemned.extend(found);
         if mends && !damaged.is_empty() {
-            let left: BTreeSet<u64> = Walk::of(&self.disk.store()).blobs.values().map(|blob| blob.inode).collect();
+            let walk = Walk::of(&self.disk.store());
+            let left: BTreeSet<u64> = walk.blobs.values().map(|blob| blob.inode).collect();
+            let stays = |(inode, digest): (&u64, &Digest)| left.contains(inode) && !walk.marked.contains(digest);
             check!(
-                !self.spoiled.iter().any(|(inode, digest)| left.contains(inode) && damaged.contains(digest)),
+                !self.spoiled.iter().filter(|(_, digest)| damaged.contains(digest)).any(stays),
                 "a damaged blob stayed"
             );
             self.spoiled.retain(|inode, _| left.contains(inode));

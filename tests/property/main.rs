@@ -114,6 +114,8 @@ impl Place {
             answered: BTreeMap::new(),
             unsure: BTreeSet::new(),
             spoiled: HashMap::new(),
+            condemned: BTreeSet::new(),
+            verified_meanwhile: false,
             broken: BTreeSet::new(),
             last: None,
             models: HashMap::new(),

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +10,7 @@ use larder::domain::Digest;
 
 use crate::disk::Disk;
 use crate::life::Life;
-use crate::walk::names;
+use crate::walk::{Walk, identity, names};
 use crate::world::{Files, World, content, manifest_of, selection};
 
 /// With less than this, a disk is full: documents may not be written.
@@ -97,6 +96,10 @@ pub struct Stage<'a> {
     pub unsure: BTreeSet<String>,
     /// Inodes in which the test turned a bit, and the blobs they were.
     pub spoiled: HashMap<u64, Digest>,
+    /// Of those, which somebody has found.
+    pub condemned: BTreeSet<u64>,
+    /// Whether damage was looked for while somebody asked: what was granted before that lacks it then.
+    pub verified_meanwhile: bool,
     /// Models that lost a damaged blob, and were not whole since.
     pub broken: BTreeSet<Digest>,
     /// What was kept when the last step had ended: between steps nothing changes.
@@ -307,12 +310,16 @@ impl Stage<'_> {
     fn reads(&self, root: &Path, files: &Files) -> Checked {
         let mut found = BTreeSet::new();
         list(root, "", &mut found);
-        let expected: BTreeSet<String> = files.keys().map(|path| (*path).to_owned()).collect();
+        let marked = if self.verified_meanwhile { Walk::of(&self.disk.store()).marked } else { BTreeSet::new() };
+        let files = || files.iter().filter(|(_, number)| !marked.contains(&content(**number).digest));
+        let expected: BTreeSet<String> = files().map(|(path, _)| (*path).to_owned()).collect();
         check!(found == expected, "`{}` has {found:?}, should have {expected:?}", root.display());
-        for (path, number) in files {
+        for (path, number) in files() {
             let file = root.join(path);
             let metadata = file.metadata().map_err(|error| format!("{}: {error}", file.display()))?;
-            if self.spoiled.contains_key(&metadata.ino()) {
+            let inode = identity(&metadata);
+            check!(!self.condemned.contains(&inode), "`{}` is known to be wrong", file.display());
+            if self.spoiled.contains_key(&inode) {
                 continue;
             }
             let bytes = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;

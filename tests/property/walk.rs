@@ -1,10 +1,12 @@
 //! The store as it lies on the disk, read without any of its code but the form of a digest.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use larder::domain::Digest;
 
@@ -14,6 +16,7 @@ use crate::world::{content, number_of};
 #[derive(Debug, Clone)]
 pub struct Blob {
     pub path: PathBuf,
+    /// As of [`identity`].
     pub inode: u64,
     pub len: u64,
     /// Bytes of the file system.
@@ -26,8 +29,12 @@ pub struct Blob {
 pub struct Walk {
     pub blobs: BTreeMap<Digest, Blob>,
     pub values: BTreeSet<Digest>,
+    /// Of which a copy is known to be wrong, or which are missing.
+    pub marked: BTreeSet<Digest>,
+    /// Bytes of the file system in copies that others have taken the place of.
+    pub replaced: u64,
     pub manifests: BTreeSet<Digest>,
-    /// Files of each tree, by path, with their inode.
+    /// Files of each tree, by path, with their identity.
     pub trees: BTreeMap<Digest, BTreeMap<String, u64>>,
     pub sources: BTreeSet<String>,
     pub leases: BTreeSet<String>,
@@ -35,6 +42,12 @@ pub struct Walk {
     /// Bytes of the file system in partials.
     pub partials: BTreeMap<String, u64>,
     pub scratch: Vec<String>,
+}
+
+/// Tells a file from one that was given the inode of a file that is gone.
+pub fn identity(metadata: &fs::Metadata) -> u64 {
+    let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    metadata.ino() ^ (born.as_secs() << 32) ^ (u64::from(born.subsec_nanos()) << 24)
 }
 
 pub fn names(directory: &Path) -> Vec<String> {
@@ -55,8 +68,14 @@ impl Walk {
             for name in names(&directory) {
                 let path = directory.join(&name);
                 let (Ok(digest), Ok(metadata)) = (name.parse::<Digest>(), path.metadata()) else { continue };
-                let (inode, len, allocated) = (metadata.ino(), metadata.len(), metadata.blocks() * 512);
-                walk.blobs.insert(digest, Blob { path, inode, len, allocated, is_settled });
+                let (inode, len, allocated) = (identity(&metadata), metadata.len(), metadata.blocks() * 512);
+                let blob = Blob { path, inode, len, allocated, is_settled };
+                // Synced or not: of two, the one that is not synced has come later.
+                if let Entry::Vacant(vacant) = walk.blobs.entry(digest) {
+                    vacant.insert(blob);
+                } else {
+                    walk.replaced += allocated;
+                }
             }
         }
         for prefix in names(&root.join("values")) {
@@ -73,6 +92,7 @@ impl Walk {
         walk.sources = stems("sources").into_iter().collect();
         walk.leases = names(&root.join("leases")).into_iter().collect();
         walk.pins = names(&root.join("pins")).into_iter().collect();
+        walk.marked = names(&root.join("damaged")).iter().filter_map(|name| name.parse().ok()).collect();
         walk.scratch = names(&root.join("scratch"));
         for name in names(&root.join("models")) {
             let Ok(digest) = name.parse() else { continue };
@@ -91,7 +111,8 @@ impl Walk {
 
     /// Bytes of the file system that blobs and partials take.
     pub fn bytes(&self) -> u64 {
-        self.blobs.values().map(|blob| blob.allocated).sum::<u64>() + self.partials.values().sum::<u64>()
+        let blobs: u64 = self.blobs.values().map(|blob| blob.allocated).sum();
+        blobs + self.replaced + self.partials.values().sum::<u64>()
     }
 
     /// Blobs that are not what their name says, but for those whose inode the test has spoiled.
@@ -120,7 +141,7 @@ fn tree(directory: &Path, prefix: &str, files: &mut BTreeMap<String, u64>) {
         if metadata.is_dir() {
             tree(&path, &format!("{prefix}{name}/"), files);
         } else {
-            files.insert(format!("{prefix}{name}"), metadata.ino());
+            files.insert(format!("{prefix}{name}"), identity(&metadata));
         }
     }
 }
