@@ -326,10 +326,7 @@ async fn scrub(
     let _stop = Stop(Arc::clone(&stop));
     let (store, cancel, reading) = (Arc::clone(store), cancel.clone(), Arc::clone(&read));
     let scrubbing = blocking(move || {
-        let len = match store.blob_len_of_any(&digest) {
-            Some(len) => len,
-            None => return Ok(Some(Found::Nothing)),
-        };
+        let Some(len) = store.blob_len_of_any(&digest) else { return Ok(Some(Found::Nothing)) };
         if len != size {
             store.condemn(&digest)?;
             return Ok(Some(Found::OtherSize(len)));

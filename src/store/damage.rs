@@ -49,7 +49,7 @@ impl CopyId {
 
     /// As bytes, for a hash.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; 16] {
+    pub fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.inode.to_le_bytes());
         bytes[8..].copy_from_slice(&self.born.to_le_bytes());
