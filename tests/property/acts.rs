@@ -296,7 +296,7 @@ impl Stage<'_> {
         let (answers, removed) = self.run_together(asks, meanwhile)?;
         self.verified_meanwhile = matches!(meanwhile, Meanwhile::Verify);
         if self.verified_meanwhile {
-            let marked = Walk::of(&self.disk.store()).marked;
+            let marked = self.marked();
             let found = self.spoiled.iter().filter(|(_, digest)| marked.contains(digest)).map(|(inode, _)| *inode);
             self.condemned.extend(found);
             let broken = self
@@ -682,7 +682,8 @@ impl Stage<'_> {
         if mends && !damaged.is_empty() {
             let walk = Walk::of(&self.disk.store());
             let left: BTreeSet<u64> = walk.blobs.values().map(|blob| blob.inode).collect();
-            let stays = |(inode, digest): (&u64, &Digest)| left.contains(inode) && !walk.marked.contains(digest);
+            let marked = self.marked();
+            let stays = |(inode, digest): (&u64, &Digest)| left.contains(inode) && !marked.contains(digest);
             check!(
                 !self.spoiled.iter().filter(|(_, digest)| damaged.contains(digest)).any(stays),
                 "a damaged blob stayed"
@@ -786,7 +787,11 @@ impl Stage<'_> {
         self.audit(false)
     }
 
+    /// What a full disk did not take goes with the life.
     fn lose_unwritten(&mut self) {
+        let written = Walk::of(&self.disk.store()).marked;
+        let spoiled = &self.spoiled;
+        self.condemned.retain(|inode| spoiled.get(inode).is_some_and(|digest| written.contains(digest)));
         let unwritten = self.unwritten();
         self.leases.retain(|lease, _| !unwritten.contains(lease));
     }

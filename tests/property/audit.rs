@@ -19,6 +19,7 @@ impl Stage<'_> {
         let blobs: BTreeSet<Digest> = walk.blobs.keys().copied().collect();
         let lone_values: Vec<_> = walk.values.difference(&blobs).collect();
         check!(lone_values.is_empty(), "values without a blob: {lone_values:?}");
+        let marked = self.marked();
         for (model, files) in &walk.trees {
             check!(walk.manifests.contains(model), "a tree without a manifest: {model}");
             let Some(expected) = self.models.get(model) else { return Err(format!("nobody ever had model {model}")) };
@@ -30,7 +31,7 @@ impl Stage<'_> {
                     "tree {model} shows a wrong `{path}`"
                 );
                 // What is known to be wrong or missing is not there until it comes again.
-                let may_lack = walk.marked.contains(&digest) && shown.is_none();
+                let may_lack = shown.is_none() && (marked.contains(&digest) || self.broken.contains(model));
                 check!(may_lack || shown.copied() == blob, "tree {model}: `{path}` is not blob {digest}");
             }
             check!(

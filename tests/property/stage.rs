@@ -10,7 +10,7 @@ use larder::domain::Digest;
 
 use crate::disk::Disk;
 use crate::life::Life;
-use crate::walk::{Walk, identity, names};
+use crate::walk::{identity, names};
 use crate::world::{Files, World, content, manifest_of, selection};
 
 /// With less than this, a disk is full: documents may not be written.
@@ -148,6 +148,13 @@ impl Stage<'_> {
     /// What was kept before a step.
     pub fn before(&self) -> Checked<Kept> {
         self.last.clone().map_or_else(|| self.kept(), Ok)
+    }
+
+    /// Blobs of which somebody has found a copy to be wrong, or missing, whether the disk took that or
+    /// not.
+    pub fn marked(&self) -> BTreeSet<Digest> {
+        let marks = self.life().cache().store().view().marks().expect("marks");
+        marks.into_iter().map(|(digest, _)| digest).collect()
     }
 
     /// Whether every file of a model is there.
@@ -310,7 +317,7 @@ impl Stage<'_> {
     fn reads(&self, root: &Path, files: &Files) -> Checked {
         let mut found = BTreeSet::new();
         list(root, "", &mut found);
-        let marked = if self.verified_meanwhile { Walk::of(&self.disk.store()).marked } else { BTreeSet::new() };
+        let marked = if self.verified_meanwhile { self.marked() } else { BTreeSet::new() };
         let files = || files.iter().filter(|(_, number)| !marked.contains(&content(**number).digest));
         let expected: BTreeSet<String> = files().map(|(path, _)| (*path).to_owned()).collect();
         check!(found == expected, "`{}` has {found:?}, should have {expected:?}", root.display());

@@ -31,7 +31,11 @@ fn damage(file: &Path) {
 fn redacted(ran: &Ran, store: &Path) -> (Option<i32>, String, String) {
     let told = |text: &str| {
         let text = text.replace(store.to_str().expect("text"), "STORE");
-        let lines = text.lines().map(|line| match line.split_once("moved in ").or(line.split_once("had to move (")) {
+        // A daemon says besides why the copy that it has does not stand in.
+        let short = text
+            .lines()
+            .map(|line| line.split_once("; the copy that is here is damaged").map_or(line, |(before, _)| before));
+        let lines = short.map(|line| match line.split_once("moved in ").or(line.split_once("had to move (")) {
             Some((before, _)) => format!("{before}TIME\n"),
             None => format!("{line}\n"),
         });
