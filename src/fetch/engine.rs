@@ -23,14 +23,12 @@ const PULLS_MAX: usize = 32;
 /// Listings that are asked for and looked up at once: how long each is, is known only then. Fewer would
 /// let origins that hang keep the others waiting.
 const LISTINGS_MAX: usize = 256;
-/// Bytes of all listings that pulls hold in memory, those that wait for their turn among them.
-const LISTING_BYTES_MAX: u64 = 256 << 20;
+/// Permits for all listings that pulls hold in memory, those that wait for their turn among them:
+/// 256 MiB.
+const LISTING_PERMITS: u32 = 4096;
 
 /// Connections beside the others for bytes that a reader waits for.
 const CONNECTIONS_URGENT_MAX: usize = 16;
-
-#[expect(clippy::cast_possible_truncation, reason = "4,096")]
-const LISTING_PERMITS: u32 = (LISTING_BYTES_MAX / PERMIT_LEN as u64) as u32;
 
 /// The permits of [`Engine::listing_memory`] for a listing of so many bytes. The longest takes half of
 /// all, so that others go on beside it.

@@ -134,6 +134,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<(T, Form)> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests read and write what they made")]
 mod tests {
     use std::fs;
 

@@ -433,7 +433,6 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TooLong`].
-    #[expect(clippy::unused_self, reason = "the bound is the store's")]
     pub fn check_len(&self, source: &SourceRecord) -> Result<(), Error> {
         models::check_len(source)
     }

@@ -145,6 +145,7 @@ pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Re
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests read and write what they made")]
 mod tests {
     use super::*;
     use crate::store::Store;
