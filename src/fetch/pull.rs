@@ -19,7 +19,7 @@ use super::transfer::{INDEX_LEN_MAX, Tools, Transfer, blocking};
 use super::worker::Wire;
 use crate::domain::{Digest, INDEX_FILE_NAMES, Manifest, ManifestEntry, ModelPath, Object, Source, load_order};
 use crate::remote::{self, Remote};
-use crate::store::{self, ObjectId, SourceFile, SourceRecord, Store};
+use crate::store::{self, Amount, ObjectId, SourceFile, SourceRecord, Store};
 
 /// How often a source is listed anew because objects changed under the pull.
 const LISTINGS_MAX: u32 = 4;
@@ -227,15 +227,22 @@ impl Pull {
         blocking(move || {
             let store = engine.store();
             store.check_len(&record)?;
-            let beside = store.room_needed_beside(&record, missing.len() as u64);
+            let is_complete = store.is_announced_complete(&record.id());
+            let beside = match is_complete {
+                // Most often all of it is here. Where it is not, it is a few links and one document.
+                Some(true) if missing.is_empty() => Amount::default(),
+                _ => store.room_needed_beside(&record, missing.len() as u64),
+            };
             let objects = missing.into_iter().map(|id| (id.clone(), store.room_needed(&id))).collect();
-            if store.view().source(&record.id())?.is_some_and(|known| known.manifest.is_none()) {
+            if is_complete == Some(false) {
                 // What came for an older listing of it may go. A full disk leaves it as it was.
                 let _ = store.announce(&record);
             }
             // Room first: on a full disk there is none for the record either until something went.
             let reserved = engine.room.reserve(store, Wants { objects, beside })?;
-            store.announce(&record)?;
+            if is_complete != Some(true) {
+                store.announce(&record)?;
+            }
             listed.send_replace(Some(Arc::new(record)));
             Ok(reserved)
         })

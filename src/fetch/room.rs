@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::Error;
-use crate::domain::Digest;
 use crate::store::{self, Amount, ObjectId, Store};
 
 /// What a pull will take from the file system.
@@ -43,8 +42,7 @@ pub struct Ledger {
 
 #[derive(Debug, Default)]
 struct Promised {
-    /// By the hash of what names them: many wait with a hundred thousand each.
-    objects: HashMap<Digest, Promise>,
+    objects: HashMap<ObjectId, Promise>,
     beside: Amount,
 }
 
@@ -70,14 +68,14 @@ impl Ledger {
     #[must_use]
     pub fn additional(&self, wants: &Wants) -> Amount {
         let promised = self.promised();
-        let new = wants.objects.iter().filter(|(id, _)| !promised.objects.contains_key(&id.hash()));
+        let new = wants.objects.iter().filter(|(id, _)| !promised.objects.contains_key(id));
         wants.beside + new.map(|(_, amount)| *amount).sum()
     }
 
     /// The file names of the objects that room was promised for.
     #[must_use]
     pub fn file_ids(&self) -> Vec<String> {
-        self.promised().objects.keys().map(ObjectId::file_id_of).collect()
+        self.promised().objects.keys().map(ObjectId::file_id).collect()
     }
 
     /// Writes the promises down.
@@ -86,8 +84,7 @@ impl Ledger {
         let mut promised = self.promised();
         let mut ids = Vec::with_capacity(wants.objects.len());
         for (id, amount) in wants.objects {
-            let id = id.hash();
-            promised.objects.entry(id).or_insert(Promise { amount, holders: 0 }).holders += 1;
+            promised.objects.entry(id.clone()).or_insert(Promise { amount, holders: 0 }).holders += 1;
             ids.push(id);
         }
         promised.beside += wants.beside;
@@ -99,14 +96,14 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Reservation {
     ledger: Arc<Ledger>,
-    ids: Vec<Digest>,
+    ids: Vec<ObjectId>,
     beside: Amount,
 }
 
 impl Reservation {
     /// The object's bytes are allocated: the file system counts them from now on.
     pub fn taken(&self, id: &ObjectId) {
-        if let Some(promise) = self.ledger.promised().objects.get_mut(&id.hash()) {
+        if let Some(promise) = self.ledger.promised().objects.get_mut(id) {
             promise.amount = Amount::default();
         }
     }

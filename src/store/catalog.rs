@@ -29,24 +29,22 @@ pub struct ObjectId {
 }
 
 impl ObjectId {
-    /// The hash of all of it.
-    #[must_use]
-    #[expect(clippy::missing_panics_doc, reason = "strings and numbers always encode")]
-    pub fn hash(&self) -> Digest {
-        let text = serde_json::to_vec(self).expect("strings and numbers always encode");
-        Digest::of(&text)
+    /// The hash of all of it: what it is found by in memory.
+    pub(super) fn key(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for part in [self.origin.as_str(), &self.uri] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        hasher.update(&self.size.to_le_bytes()).update(self.version.to_string().as_bytes());
+        Digest::from_bytes(*hasher.finalize().as_bytes())
     }
 
     /// A file name for this object's partial: 32 hex digits.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "strings and numbers always encode")]
     pub fn file_id(&self) -> String {
-        Self::file_id_of(&self.hash())
-    }
-
-    /// The same, of the object's hash.
-    #[must_use]
-    pub fn file_id_of(hash: &Digest) -> String {
-        hash.to_string()[..32].to_owned()
+        let text = serde_json::to_vec(self).expect("strings and numbers always encode");
+        blake3::hash(&text).to_hex()[..32].to_owned()
     }
 }
 
@@ -148,7 +146,7 @@ impl Catalog {
             let mut written = HashSet::new();
             each_line(&old, |line, known| {
                 if let Some(known) = known.filter(|known| index.has(known))
-                    && written.insert(known.id.hash())
+                    && written.insert(known.id.key())
                 {
                     writer.write_all(line)?;
                     lines += 1;

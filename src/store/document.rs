@@ -18,6 +18,8 @@ use super::record::CHECK_LEN;
 /// about 40 MiB.
 pub(super) const LEN_MAX: u64 = 128 << 20;
 const BUFFER_LEN: usize = 64 << 10;
+/// Up to here a document is read whole: that is several times as fast.
+const WHOLE_LEN_MAX: u64 = 4 << 20;
 
 fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {LEN_MAX} bytes, which is never read back"))
@@ -28,17 +30,18 @@ struct Hashing<T> {
     inner: T,
     hasher: blake3::Hasher,
     len: u64,
+    len_max: u64,
 }
 
 impl<T> Hashing<T> {
-    fn new(inner: T) -> Self {
-        Self { inner, hasher: blake3::Hasher::new(), len: 0 }
+    fn new(inner: T, len_max: u64) -> Self {
+        Self { inner, hasher: blake3::Hasher::new(), len: 0, len_max }
     }
 
     fn count(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.len += bytes.len() as u64;
         self.hasher.update(bytes);
-        if self.len > LEN_MAX { Err(too_long()) } else { Ok(()) }
+        if self.len > self.len_max { Err(too_long()) } else { Ok(()) }
     }
 }
 
@@ -76,7 +79,11 @@ pub(super) struct Form {
 /// # Errors
 /// [`io::ErrorKind::FileTooLarge`] for one that is never read back.
 pub(super) fn measure<T: Serialize>(value: &T) -> io::Result<Form> {
-    let mut sink = BufWriter::with_capacity(BUFFER_LEN, Hashing::new(io::sink()));
+    measure_within(value, LEN_MAX)
+}
+
+fn measure_within<T: Serialize>(value: &T, len_max: u64) -> io::Result<Form> {
+    let mut sink = BufWriter::with_capacity(BUFFER_LEN, Hashing::new(io::sink(), len_max));
     serde_json::to_writer(&mut sink, value)?;
     let hashing = sink.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok(Form { len: hashing.len, hash: hashing.hasher.finalize() })
@@ -87,11 +94,15 @@ pub(super) fn measure<T: Serialize>(value: &T) -> io::Result<Form> {
 /// # Errors
 /// The disk's; [`io::ErrorKind::FileTooLarge`], and then the older one stays.
 pub(super) fn replace<T: Serialize>(scratch: &Path, path: &Path, value: &T) -> io::Result<()> {
+    replace_within(scratch, path, value, LEN_MAX)
+}
+
+fn replace_within<T: Serialize>(scratch: &Path, path: &Path, value: &T, len_max: u64) -> io::Result<()> {
     fsx::replace_by(scratch, path, false, |file| {
         // The check is known at the end, and stands at the beginning.
         file.write_all(&[b'0'; CHECK_LEN])?;
         file.write_all(b" ")?;
-        let mut payload = BufWriter::with_capacity(BUFFER_LEN, Hashing::new(&mut *file));
+        let mut payload = BufWriter::with_capacity(BUFFER_LEN, Hashing::new(&mut *file, len_max));
         serde_json::to_writer(&mut payload, value)?;
         let hash = payload.into_inner().map_err(io::IntoInnerError::into_error)?.hasher.finalize();
         file.write_all(b"\n")?;
@@ -113,13 +124,16 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<(T, Form)> {
     if len > LEN_MAX + around {
         return Err(wrong(format!("it is longer than {LEN_MAX} bytes")));
     }
+    if len <= WHOLE_LEN_MAX {
+        return read_whole(&mut file, len);
+    }
     let mut head = [0; CHECK_LEN + 1];
     file.read_exact(&mut head).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => wrong("it ends early".to_owned()),
         _ => error,
     })?;
     // The newline at the end is no part of the payload.
-    let payload = Hashing::new(file.take(len.saturating_sub(around)));
+    let payload = Hashing::new(file.take(len.saturating_sub(around)), LEN_MAX);
     let mut reader = BufReader::with_capacity(BUFFER_LEN, payload);
     let value = serde_json::from_reader(&mut reader).map_err(|error| match error.io_error_kind() {
         Some(_) => io::Error::from(error),
@@ -130,6 +144,22 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<(T, Form)> {
     if head[CHECK_LEN] != b' ' || head[..CHECK_LEN] != form.hash.to_hex().as_bytes()[..CHECK_LEN] {
         return Err(wrong("its check is wrong".to_owned()));
     }
+    Ok((value, form))
+}
+
+/// The same by way of its text.
+fn read_whole<T: DeserializeOwned>(file: &mut File, len: u64) -> io::Result<(T, Form)> {
+    let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let mut text = Vec::new();
+    file.take(len).read_to_end(&mut text)?;
+    let payload = text.strip_suffix(b"\n").and_then(|line| line.split_at_checked(CHECK_LEN + 1));
+    let (head, payload) = payload.ok_or_else(|| wrong("it ends early".to_owned()))?;
+    let form = Form { len: payload.len() as u64, hash: blake3::hash(payload) };
+    if head[CHECK_LEN] != b' ' || head[..CHECK_LEN] != form.hash.to_hex().as_bytes()[..CHECK_LEN] {
+        return Err(wrong("its check is wrong".to_owned()));
+    }
+    let value =
+        serde_json::from_slice(payload).map_err(|error| wrong(format!("it is no document of this form: {error}")))?;
     Ok((value, form))
 }
 
@@ -145,42 +175,38 @@ mod tests {
     fn a_document_is_a_checked_line_and_a_flipped_or_torn_one_is_told() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("d");
-        let value: Vec<String> = (0..20_000).map(|n| format!("file {n}\n\"")).collect();
-        replace(directory.path(), &path, &value).expect("written");
-        assert!(fs::read(&path).expect("read") == record::encode(&value), "one codec");
-        let (back, form) = read::<Vec<String>>(&path).expect("read");
-        assert_eq!((back, form), (value.clone(), measure(&value).expect("measured")));
-        let whole = fs::read(&path).expect("read");
-        for at in [0, 16, 17, 5_000, 70_000, whole.len() - 3] {
+        for count in [1_000, 400_000] {
+            is_told(directory.path(), &path, (0..count).map(|n| format!("file {n}\n\"")).collect());
+        }
+    }
+
+    fn is_told(directory: &Path, path: &Path, value: Vec<String>) {
+        replace(directory, path, &value).expect("written");
+        assert!(fs::read(path).expect("read") == record::encode(&value), "one codec");
+        let (back, form) = read::<Vec<String>>(path).expect("read");
+        assert!(back == value && form == measure(&value).expect("measured"));
+        let whole = fs::read(path).expect("read");
+        for at in [0, 16, 17, 5_000, whole.len() / 2, whole.len() - 3] {
             let mut bad = whole.clone();
             bad[at] ^= 4;
-            fs::write(&path, &bad).expect("written");
-            let told = read::<Vec<String>>(&path).expect_err("flipped").kind();
+            fs::write(path, &bad).expect("written");
+            let told = read::<Vec<String>>(path).expect_err("flipped").kind();
             assert_eq!(told, io::ErrorKind::InvalidData, "flip at {at}");
-            fs::write(&path, &whole[..at]).expect("written");
-            let told = read::<Vec<String>>(&path).expect_err("torn").kind();
+            fs::write(path, &whole[..at]).expect("written");
+            let told = read::<Vec<String>>(path).expect_err("torn").kind();
             assert_eq!(told, io::ErrorKind::InvalidData, "torn at {at}");
         }
     }
 
     #[test]
     fn one_that_would_not_be_read_is_not_written() {
-        /// Says the same line for ever.
-        struct Endless;
-        impl Serialize for Endless {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                let line = "x".repeat(1 << 20);
-                serializer.collect_seq((0..129).map(|_| line.as_str()))
-            }
-        }
         let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("d");
+        let (scratch, path) = (directory.path(), directory.path().join("d"));
         fs::write(&path, "old").expect("written");
-        assert_eq!(measure(&Endless).expect_err("too long").kind(), io::ErrorKind::FileTooLarge);
-        assert_eq!(
-            replace(directory.path(), &path, &Endless).expect_err("too long").kind(),
-            io::ErrorKind::FileTooLarge
-        );
+        let (value, most) = (vec!["x".repeat(1 << 10); 300], 100 << 10);
+        assert_eq!(measure_within(&value, most).expect_err("too long").kind(), io::ErrorKind::FileTooLarge);
+        let told = replace_within(scratch, &path, &value, most).expect_err("too long");
+        assert_eq!(told.kind(), io::ErrorKind::FileTooLarge);
         assert_eq!(fs::read(&path).expect("read"), b"old");
         assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 1, "no scratch is left");
         // One of an earlier build, or of somebody else: it costs nothing but a look at its length.

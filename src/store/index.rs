@@ -60,7 +60,7 @@ impl Index {
             bucket: *self.buckets.entry(bucket_of(id)).or_insert(next),
             version: hash_of(&id.version),
         };
-        let key = id.hash();
+        let key = id.key();
         self.known.insert(key, recorded);
         self.by_size.insert((id.size, key));
     }
@@ -90,7 +90,7 @@ impl Index {
 
     /// What is known of exactly this object at this version.
     pub fn find(&self, id: &ObjectId) -> Option<&Recorded> {
-        self.known.get(&id.hash())
+        self.known.get(&id.key())
     }
 
     /// A blob whose bytes are proven equal to `object`'s by the origin's own words.

@@ -416,10 +416,6 @@ impl Store {
     /// What a model takes beside its blobs, of which `missing` are to come: directories and documents.
     #[must_use]
     pub fn room_needed_beside(&self, record: &SourceRecord, missing: u64) -> Amount {
-        if missing == 0 && models::is_announced_complete(self.layout(), &record.id()) {
-            // Most often all of it is here. Where it is not, it is a few links and one document.
-            return Amount::default();
-        }
         // Blobs are spread over so many directories, which stay once they are made.
         let spread = |directory: PathBuf| {
             missing.min(256_u64.saturating_sub(fsx::names(&directory).map_or(0, |names| names.len() as u64)))
@@ -455,13 +451,19 @@ impl Store {
         Ok(())
     }
 
+    /// Whether what a source names is complete, by its record's id; nothing where no record says.
+    #[must_use]
+    pub fn is_announced_complete(&self, record_id: &str) -> Option<bool> {
+        models::is_announced_complete(self.layout(), record_id)
+    }
+
     /// Writes down what a source names while it is still being pulled. A complete record of the
     /// same source stays.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn announce(&self, source: &SourceRecord) -> Result<(), Error> {
-        if models::is_announced_complete(self.layout(), &source.id()) {
+        if self.is_announced_complete(&source.id()) == Some(true) {
             return Ok(());
         }
         models::write_source(self.layout(), source)

@@ -138,6 +138,15 @@ struct ListedAt<'a> {
 
 /// Refuses a record that would be longer, once its files are here, than what is read back.
 pub(super) fn check_len(source: &SourceRecord) -> Result<(), Error> {
+    // Escaped, text is at most six times as long; nearly always that is short enough by far.
+    let text = |file: &SourceFile| {
+        let etag = if let Version::Etag(etag) = &file.version { etag.len() } else { 0 };
+        file.path.as_str().len() + file.uri.len() + etag
+    };
+    let text: u64 = source.files.iter().map(|file| 6 * text(file) as u64).sum();
+    if text + source.files.len() as u64 * 2 * LATER_LEN < document::LEN_MAX {
+        return Ok(());
+    }
     let missing = source.files.iter().filter(|file| file.digest.is_none()).count() as u64;
     let len = document::measure(source).map_or(u64::MAX, |form| form.len);
     if len.saturating_add(missing * LATER_LEN) <= document::LEN_MAX {
@@ -190,9 +199,9 @@ pub(super) fn find_source(layout: &Layout, met: &Met, id: &str) -> Option<Source
     source_at(&layout.source(id), met)
 }
 
-/// Whether there is a record of that id, and what it names is complete.
-pub(super) fn is_announced_complete(layout: &Layout, id: &str) -> bool {
-    document::read::<Head>(&layout.source(id)).is_ok_and(|(head, _)| head.manifest.is_some())
+/// Whether what a record names is complete, where there is one that can be read.
+pub(super) fn is_announced_complete(layout: &Layout, id: &str) -> Option<bool> {
+    document::read::<Head>(&layout.source(id)).ok().map(|(head, _)| head.manifest.is_some())
 }
 
 /// The record in a document, if there is one that can be read.
