@@ -378,7 +378,7 @@ mod tests {
         for id in &ids {
             book.release(&store, |known, _| known == id).expect("a disk");
         }
-        assert_eq!(book.leases().map(|(id, _)| id.clone()).collect::<Vec<_>>(), [own.clone()], "asked for by itself");
+        assert_eq!(book.leases().map(|(id, _)| id).collect::<Vec<_>>(), [&own], "asked for by itself");
         // Asked for by itself after it came that way.
         let id = book.lease(&store, true, owners[1].clone(), listing).expect("a lease");
         book.lease_also(&store, &HashSet::new(), &listing, model).expect("leases");

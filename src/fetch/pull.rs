@@ -284,7 +284,7 @@ impl Pull {
             *outcome.verified.entry(by).or_default() += 1;
             if let Some(proof) = have.equal_by {
                 *outcome.equal_by.entry(proof).or_default() += 1;
-                self.store().learn(store::Known::new(file.id, have.digest, have.checked, &file.object.claims))?;
+                self.store().learn(&store::Known::new(file.id, have.digest, have.checked, &file.object.claims))?;
             }
             entries.push(ManifestEntry { path: file.object.path, size: file.object.size, digest: have.digest });
         }

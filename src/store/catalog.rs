@@ -249,9 +249,9 @@ mod tests {
         let hold = store.hold();
         let empty = ObjectId { uri: "s3://b/empty".into(), ..known(0, 0).id };
         store.seal_bytes(empty, &[], None, &Claims::default(), &hold).expect("sealed");
-        store.learn(known(1, 0)).expect("learnt");
-        store.learn(known(2, 20_000)).expect("learnt");
-        store.learn(known(3, 0)).expect("learnt");
+        store.learn(&known(1, 0)).expect("learnt");
+        store.learn(&known(2, 20_000)).expect("learnt");
+        store.learn(&known(3, 0)).expect("learnt");
         assert!(store.known(&known(2, 20_000).id).is_some(), "as long as this process lives");
         drop(hold);
         drop(store);

@@ -95,14 +95,13 @@ pub(super) fn take(store: &Store) -> Result<Census, Error> {
     let mut of_manifest: HashMap<Digest, Named> = HashMap::new();
     let mut unfinished: Vec<Entry> = Vec::new();
     let begun: HashSet<String> = census.partials.iter().map(|partial| partial.file_id.clone()).collect();
-    store.view().each_source(&mut |record, used| match record.manifest {
-        Some(digest) => {
+    store.view().each_source(&mut |record, used| {
+        if let Some(digest) = record.manifest {
             let (sources, listings, blobs) = of_manifest.entry(digest).or_default();
             listings.push(record.listing());
             blobs.extend(record.files.iter().filter_map(|file| file.digest));
             sources.push((record.id(), record.source, used));
-        }
-        None => {
+        } else {
             let sources = vec![(record.id(), record.source.clone(), used)];
             unfinished.push(incomplete(store, &begun, &record, record.listing(), sources));
         }

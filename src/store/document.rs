@@ -176,15 +176,15 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("d");
         for count in [1_000, 400_000] {
-            is_told(directory.path(), &path, (0..count).map(|n| format!("file {n}\n\"")).collect());
+            is_told(directory.path(), &path, &(0..count).map(|n| format!("file {n}\n\"")).collect());
         }
     }
 
-    fn is_told(directory: &Path, path: &Path, value: Vec<String>) {
+    fn is_told(directory: &Path, path: &Path, value: &Vec<String>) {
         replace(directory, path, &value).expect("written");
         assert!(fs::read(path).expect("read") == record::encode(&value), "one codec");
         let (back, form) = read::<Vec<String>>(path).expect("read");
-        assert!(back == value && form == measure(&value).expect("measured"));
+        assert!(back == *value && form == measure(&value).expect("measured"));
         let whole = fs::read(path).expect("read");
         for at in [0, 16, 17, 5_000, whole.len() / 2, whole.len() - 3] {
             let mut bad = whole.clone();

@@ -325,8 +325,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn learn(&self, known: Known) -> Result<(), Error> {
-        self.catalog().append(self.layout(), &known)
+    pub fn learn(&self, known: &Known) -> Result<(), Error> {
+        self.catalog().append(self.layout(), known)
     }
 
     /// Opens, or starts, the partial of an object; new records hold CRCs of that kind.
@@ -348,7 +348,7 @@ impl Store {
         if !self.view.has_blob(&digest) {
             return Ok(None);
         }
-        self.learn(Known::new(id.clone(), digest, None, &Claims::default()))?;
+        self.learn(&Known::new(id.clone(), digest, None, &Claims::default()))?;
         Ok(Some(digest))
     }
 
@@ -365,7 +365,7 @@ impl Store {
         hold: &Hold,
     ) -> Result<Digest, Error> {
         let digest = partial.seal(hold)?;
-        self.learn(Known::new(partial.id().clone(), digest, checked, claims))?;
+        self.learn(&Known::new(partial.id().clone(), digest, checked, claims))?;
         partial.forget()?;
         Ok(digest)
     }
@@ -383,7 +383,7 @@ impl Store {
         hold: &Hold,
     ) -> Result<Digest, Error> {
         let digest = sealed::seal_bytes(self.layout(), slices, hold)?;
-        self.learn(Known::new(id, digest, checked, claims))?;
+        self.learn(&Known::new(id, digest, checked, claims))?;
         Ok(digest)
     }
 

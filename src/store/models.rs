@@ -125,6 +125,7 @@ struct Head {
 
 /// A record that says it was listed at another time. Its fields are [`SourceRecord`]'s, in order.
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the form on disk")]
 struct ListedAt<'a> {
     larder_source: u32,
     source: &'a str,

@@ -245,6 +245,7 @@ pub(super) fn sync(layout: &Layout, manifest: &Manifest, digest: &Digest) -> Res
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "small files of the test's own")]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{FileExt as _, PermissionsExt as _};

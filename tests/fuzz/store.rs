@@ -80,7 +80,7 @@ fn catalog() {
         let found = entries.filter(|entry| store.known(&entry.id).is_some()).count();
         // It goes on from there, and nothing is lost any more.
         let new = Known { id: id(11), digest: Digest::of(b"new"), checked: None, stated_md5: None };
-        store.learn(new.clone()).expect("room for a line");
+        store.learn(&new).expect("room for a line");
         drop(store);
         let store = Store::open(directory.path()).expect("a store that opens again");
         assert_eq!(store.recovered().catalog_lines_dropped, 0);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::load;
 
-/// What is printed for these names of CachedModels, and lines of "name state" as nodes have them.
+/// What is printed for these names of `CachedModel` objects, and lines of "name state" as nodes have them.
 fn shown(models: &str, nodes: &str) -> (Option<i32>, String) {
     let at = tempfile::tempdir().expect("a directory");
     let kubectl = at.path().join("kubectl");
