@@ -153,7 +153,7 @@ fn a_daemon_says_what_it_waits_for() {
     assert_eq!(refused.code, Some(64), "{refused:?}");
     assert!(refused.stderr.contains("hint: it asks for 5 min"), "{refused:?}");
     let child = node.command(&["prefetch", "--json", MODEL]).spawn().expect("larder starts");
-    node.until("it waits", |status| status["moving"][0]["waiting"]["seconds"].as_u64() >= Some(1));
+    node.until("it waits", |status| status["moving"][0]["waiting"]["seconds"].as_u64() >= Some(3));
     let shown = node.larder(&["status"]).stdout;
     assert!(shown.contains("waiting for the origin, "), "{shown}");
     away.store(false, Relaxed);

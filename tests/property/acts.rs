@@ -364,9 +364,21 @@ impl Stage<'_> {
                 self.leases.remove(&lease);
             }
         }
+        self.note_leases(asks, leases, &old_leases);
+        let protected: BTreeSet<Digest> =
+            protected.into_iter().filter(|model| self.is_protected(&before, model)).collect();
+        self.follows(&before, &effects, &protected)
+    }
+
+    /// Asked for again, a lease is noted anew, unless the owner is there now as before.
+    fn note_leases(
+        &mut self,
+        asks: &[(Ask, Cut)],
+        leases: impl IntoIterator<Item = (String, Digest)>,
+        old_leases: &BTreeSet<(String, Digest)>,
+    ) {
         for lease in leases {
             let seen = self.is_owner_alive(&lease.0);
-            // Asked for again, it is noted anew, unless the owner is there now as before.
             if !old_leases.contains(&lease) {
                 self.leases.insert(lease, seen);
             } else if asks
@@ -377,9 +389,6 @@ impl Stage<'_> {
                 self.leases.insert(lease, actual);
             }
         }
-        let protected: BTreeSet<Digest> =
-            protected.into_iter().filter(|model| self.is_protected(&before, model)).collect();
-        self.follows(&before, &effects, &protected)
     }
 
     fn actually_seen(&self, wanted: &(String, Digest)) -> bool {

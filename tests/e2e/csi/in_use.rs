@@ -27,9 +27,12 @@ fn full_node(origin: &Origin, kind: Kind, test: &str) -> Option<(SmallDisk, Kept
     Some((disk, kept, volume))
 }
 
+/// Notes of leases, and of volumes that have not ended: those stay until nothing is mounted.
 fn notes(kept: &Kept) -> usize {
-    let count = |shelf: &str| fs::read_dir(kept.node.store().join("v1").join(shelf)).expect("a directory").count();
-    count("leases") + count("volumes")
+    let on = |shelf: &str| fs::read_dir(kept.node.store().join("v1").join(shelf)).expect("a directory");
+    let read = |note: fs::DirEntry| fs::read_to_string(note.path()).unwrap_or_default();
+    let volumes = on("volumes").flatten().map(read);
+    on("leases").count() + volumes.filter(|note| !note.contains("\"ended\":true")).count()
 }
 
 /// The model of the volume is here, and it is what the pod reads.

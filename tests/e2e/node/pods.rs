@@ -303,7 +303,11 @@ fn callers_that_come_and_go_leave_nothing_behind() {
     // And where the models are here, so that a lease is all there is to it.
     come_and_go(150, 10_000);
     node.until("no lease is left", |status| status["leases"] == json!([]));
-    let (status, told) = node.ask_admin("POST", "/v1/remove", Some(&json!({"models": ["s3://models/m/"]})));
-    assert_eq!(status, 200, "{told}");
+    for globs in [json!({}), json!({"include": ["*.safetensors"]}), json!({"exclude": ["*00001*"]})] {
+        let mut body = json!({"models": ["s3://models/m/"]});
+        body.as_object_mut().expect("an object").extend(globs.as_object().expect("an object").clone());
+        let (status, told) = node.ask_admin("POST", "/v1/remove", Some(&body));
+        assert_eq!(status, 200, "{told}");
+    }
     assert_eq!(node.status()["models"], 0);
 }
