@@ -27,6 +27,7 @@ pub struct Life {
     cache: Arc<Cache>,
     /// Who holds the store when nothing happens.
     store_holders: usize,
+    residency_holders: usize,
 }
 
 /// What became of an ask.
@@ -69,7 +70,8 @@ impl Life {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).max_blocking_threads(16).enable_all().build().expect("a runtime");
         let store_holders = Arc::strong_count(cache.store());
-        Ok(Self { runtime, cache, store_holders })
+        let residency_holders = Arc::strong_count(cache.residency());
+        Ok(Self { runtime, cache, store_holders, residency_holders })
     }
 
     pub const fn cache(&self) -> &Arc<Cache> {
@@ -85,11 +87,12 @@ impl Life {
         let started = Instant::now();
         loop {
             let (caches, stores) = (Arc::strong_count(&self.cache), Arc::strong_count(self.cache.store()));
-            if caches == 1 + held && stores == self.store_holders {
+            let callers = Arc::strong_count(self.cache.residency()).checked_sub(self.residency_holders);
+            if caches == 1 && callers == Some(held) && stores == self.store_holders {
                 return Ok(());
             }
             if started.elapsed() > PATIENCE {
-                return Err(format!("something never ends: {caches} hold the cache, {stores} the store"));
+                return Err(format!("something never ends: {caches} hold the cache, {stores} the store, {callers:?} callers"));
             }
             std::thread::sleep(Duration::from_micros(50));
         }
