@@ -126,8 +126,11 @@ fn notes_that_could_not_be_written_are_tried_again() {
     let Some((disk, kept, volume)) = full_node(&origin, Kind::Tmpfs, "notes_that_could_not_be_written") else { return };
     let reserve = kept.node.store().join("v1/reserve");
     until(&kept, "room is kept", |_| reserve.is_dir());
-    fs::remove_dir_all(&reserve).expect("removed");
-    fs::write(&reserve, "").expect("in its place");
+    // It is being filled meanwhile.
+    until(&kept, "a file in its place", |_| {
+        let _ = fs::remove_dir_all(&reserve);
+        fs::write(&reserve, "").is_ok()
+    });
     let mut held = kept.node.ensuring(&json!({"source": source(0), "lease": "connection"}));
     assert!(held.any(|event| event["event"] == "ready"));
     disk.fill(1 << 30);
