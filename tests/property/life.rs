@@ -92,7 +92,9 @@ impl Life {
                 return Ok(());
             }
             if started.elapsed() > PATIENCE {
-                return Err(format!("something never ends: {caches} hold the cache, {stores} the store, {callers:?} callers"));
+                return Err(format!(
+                    "something never ends: {caches} hold the cache, {stores} the store, {callers:?} callers"
+                ));
             }
             std::thread::sleep(Duration::from_micros(50));
         }
