@@ -69,6 +69,8 @@ pub struct Settings {
     pub pods: Pods,
     /// How origins are reached.
     pub origin: remote::Options,
+    /// Whether a refusal for room waits a moment while use of what is kept is ending.
+    pub waits_for_room: bool,
 }
 
 /// The models of a node.
@@ -101,8 +103,9 @@ impl Cache {
     /// # Errors
     /// [`store::Error::Io`].
     pub fn open(store: Arc<Store>, settings: Settings, metrics: Arc<Metrics>) -> Result<Arc<Self>, store::Error> {
-        let Settings { watermarks, recheck, pods, origin } = settings;
-        let residency = residency::Residency::open(Arc::clone(&store), watermarks, pods, Arc::clone(&metrics))?;
+        let Settings { watermarks, recheck, pods, origin, waits_for_room } = settings;
+        let residency =
+            residency::Residency::open(Arc::clone(&store), watermarks, pods, waits_for_room, Arc::clone(&metrics))?;
         let residency = Arc::new(residency);
         let room: Arc<dyn Room> = Arc::clone(&residency) as _;
         Ok(Arc::new(Self {
@@ -209,6 +212,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
 pub(crate) fn cache_in(directory: &std::path::Path) -> Arc<Cache> {
     let settings = Settings {
         watermarks: Watermarks { high: 100, low: 100 },
+        waits_for_room: true,
         recheck: Duration::from_secs(10),
         pods: Pods::Directory(directory.join("kubelet/pods")),
         origin: remote::Options::default(),

@@ -105,6 +105,7 @@ pub struct Residency {
     moving: Mutex<HashMap<String, u32>>,
     /// One decision about room at a time.
     turn: Mutex<()>,
+    waits_for_room: bool,
     metrics: Arc<Metrics>,
     herald: OnceLock<Arc<dyn Herald>>,
     /// Something has come or gone, or stands otherwise.
@@ -120,6 +121,7 @@ impl Residency {
         store: Arc<Store>,
         watermarks: Watermarks,
         pods: Pods,
+        waits_for_room: bool,
         metrics: Arc<Metrics>,
     ) -> Result<Self, store::Error> {
         let mut book = Book::open(&store)?;
@@ -138,6 +140,7 @@ impl Residency {
             known: Mutex::default(),
             moving: Mutex::default(),
             turn: Mutex::default(),
+            waits_for_room,
             metrics,
             herald: OnceLock::new(),
             changes: watch::Sender::new(()),
@@ -492,7 +495,7 @@ impl Drop for Marked {
 
 impl Room for Residency {
     fn endings(&self) -> Option<watch::Receiver<u64>> {
-        Some(self.book().endings())
+        self.waits_for_room.then(|| self.book().endings())
     }
 
     fn reserve(&self, store: &Store, wants: Wants) -> Result<Reservation, fetch::Error> {

@@ -103,6 +103,7 @@ fn wait_for_directories(config: &Config) {
 
 fn settings(config: &Config) -> Settings {
     Settings {
+        waits_for_room: true,
         watermarks: Watermarks { high: config.high_watermark, low: config.low_watermark },
         recheck: config.recheck,
         pods: pods(config),

@@ -27,6 +27,7 @@ pub fn runtime() -> Runtime {
 /// A cache with nothing in it.
 pub fn cache(directory: &Path) -> Arc<Cache> {
     let settings = Settings {
+        waits_for_room: true,
         watermarks: Watermarks { high: 99, low: 98 },
         recheck: Duration::from_secs(10),
         pods: Pods::Directory(directory.join("pods")),

@@ -54,6 +54,8 @@ impl Life {
             }
         };
         let settings = Settings {
+            // A thousand refusals, of which none is waited for by anybody else.
+            waits_for_room: false,
             watermarks: Watermarks { high: HIGH, low: LOW },
             recheck,
             pods: Pods::Directory(kubelet.join("pods")),
