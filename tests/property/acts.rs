@@ -618,9 +618,9 @@ impl Stage<'_> {
         let settled = self.life().runtime().block_on(cache.settle(true));
         check!(settled.is_ok(), "{settled:?}");
         // A copy that is known to be damaged is never made durable.
-        let marked = self.marked();
+        let view = cache.store().view();
         let walk = Walk::of(&self.disk.store());
-        let fresh = walk.blobs.iter().filter(|(digest, blob)| !blob.is_settled && !marked.contains(digest)).count();
+        let fresh = walk.blobs.iter().filter(|(digest, blob)| !blob.is_settled && view.has_blob(digest)).count();
         check!(fresh == 0, "{fresh} blobs are not settled");
         self.follows(&before, &Effects::default(), &BTreeSet::new())
     }
