@@ -98,8 +98,21 @@ impl Stage<'_> {
         }
     }
 
-    fn quiesce(&self) -> Checked {
-        self.life().quiesce(self.held.len())
+    fn quiesce(&mut self) -> Checked {
+        self.life().quiesce(self.held.len())?;
+        self.heed_marks();
+        Ok(())
+    }
+
+    /// What was proven wrong meanwhile is known to be: by a verification, or by a pull, which hashes
+    /// the index of the shards that it reads.
+    fn heed_marks(&mut self) {
+        let marked = self.marked();
+        let found = self.spoiled.iter().filter(|(_, digest)| marked.contains(digest)).map(|(inode, _)| *inode);
+        self.condemned.extend(found);
+        let broken =
+            self.models.iter().filter(|(_, files)| files.values().any(|n| marked.contains(&content(*n).digest)));
+        self.broken.extend(broken.map(|(model, _)| *model));
     }
 
     pub fn protected(&self, kept: &Kept) -> BTreeSet<Digest> {
@@ -295,16 +308,7 @@ impl Stage<'_> {
         let was_answered = if self.recheck.is_zero() { BTreeMap::new() } else { self.answered.clone() };
         let (answers, removed) = self.run_together(asks, meanwhile)?;
         self.verified_meanwhile = matches!(meanwhile, Meanwhile::Verify);
-        if self.verified_meanwhile {
-            let marked = self.marked();
-            let found = self.spoiled.iter().filter(|(_, digest)| marked.contains(digest)).map(|(inode, _)| *inode);
-            self.condemned.extend(found);
-            let broken = self
-                .models
-                .iter()
-                .filter(|(_, files)| files.values().any(|number| marked.contains(&content(*number).digest)));
-            self.broken.extend(broken.map(|(model, _)| *model));
-        }
+        self.heed_marks();
         let mut effects = Effects { evicts: true, ..Effects::default() };
         effects.sets.clone_from(&allowed);
         let old_leases: BTreeSet<(String, Digest)> = self.leases.keys().cloned().collect();
@@ -738,6 +742,7 @@ impl Stage<'_> {
         leave(&self.disk.store(), debris);
         self.begin()?;
         self.prove()?;
+        self.heed_marks();
         self.adopt_leases(&before, asks)?;
         self.follows(&before, &effects, &still(&protected, self, &before))?;
         self.audit(false)
