@@ -6,6 +6,7 @@ mod log;
 mod pods;
 pub mod runtime;
 mod stop;
+mod turn;
 mod wants;
 
 use std::path::PathBuf;
@@ -27,7 +28,6 @@ use crate::domain::Source;
 use crate::mount::{Mounts, Unmount};
 use crate::remote;
 use crate::report::{Exit, Failure, named, text};
-use crate::store::Store;
 use crate::telemetry::Metrics;
 
 use stop::Stop;
@@ -62,7 +62,7 @@ pub fn run(loaded: &Loaded, serving: impl FnOnce()) -> Result<Exit, Failure> {
     if matches!(config.mount, Some(MountAt::Keeper(_))) {
         wait_for_directories(config);
     }
-    let store = Arc::new(Store::open_as_it_is(&config.store, Some(&config.admin_socket))?);
+    let Some(store) = turn::own(config, &stop)?.map(Arc::new) else { return Ok(Exit::Done) };
     if let Some(why) = store.unwritable() {
         tracing::error!("the store is read-only, {why}: what is here is given out, and nothing is pulled or evicted");
     }

@@ -51,6 +51,11 @@ impl Stop {
         Ok(Self { asked })
     }
 
+    /// Whether the order has come.
+    pub fn is_asked(&self) -> bool {
+        self.asked.borrow().is_some()
+    }
+
     /// Waits for the order; when the process must have ended.
     pub async fn asked(&self) -> Instant {
         let mut asked = self.asked.clone();

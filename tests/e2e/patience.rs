@@ -1,7 +1,7 @@
 //! Waiting: for another command that owns the store, and for an origin that goes away.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -95,6 +95,50 @@ fn who_waits_for_a_command_asks_the_daemon_that_comes_after_it() {
     told.read_to_string(&mut rest).expect("text");
     assert_eq!(second.wait().expect("a child").code(), Some(0), "{rest}");
     assert_eq!(node.status()["totals"]["pulls"], 1, "{rest}");
+}
+
+#[test]
+fn a_daemon_waits_for_a_command_and_then_serves() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let mut node = Node::at(&origin);
+    origin.misbehave_on_reads(|_, _| Some(Fault::Slow(1 << 20)));
+    let mut first = node.command(&["prefetch", "-q", MODEL]).spawn().expect("larder starts");
+    while origin.reads() == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // One that is told to stop before its turn ends as any other does.
+    let mut second = node.daemon_command().stderr(Stdio::piped()).spawn().expect("larder starts");
+    let mut line = String::new();
+    BufReader::new(second.stderr.take().expect("a pipe")).read_line(&mut line).expect("text");
+    let owner = format!("pid {} (`larder prefetch`)", first.id());
+    assert!(line.contains(&format!("waiting for {owner}, which owns the store")), "{line}");
+    kill_process(Pid::from_child(&second), Signal::TERM).expect("a signal");
+    assert_eq!(second.wait().expect("a child").code(), Some(0));
+
+    let freed = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        origin.behave();
+        assert_eq!(first.wait().expect("a child").code(), Some(0));
+        origin
+    });
+    node.start();
+    let _origin = freed.join().expect("no panic");
+    let listed = node.ready(&json!({"source": MODEL}));
+    assert_eq!(listed["files"], model.files.len(), "{listed}");
+    assert_eq!(node.status()["totals"]["pulls"], 0);
+}
+
+#[test]
+fn a_second_daemon_gives_up_on_the_first_in_the_time_that_it_may_take_to_stop() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let mut node = Node::at(&origin);
+    node.set("stop_within", "\"1s\"");
+    node.start();
+    let ran = node.daemon_command().output().expect("larder runs");
+    let told = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(75), "{told}");
+    assert!(told.contains(&format!("is in use by pid {} (`larder daemon`)", node.pid())), "{told}");
+    node.status();
 }
 
 /// An origin that gives the first reads, and nothing while it is away.
