@@ -15,6 +15,7 @@ use super::book::Lease;
 use super::ensure::{LeaseWish, Wish};
 use super::flight::Seat;
 use super::owner::Life;
+use super::repair::elsewhere;
 use super::{Cache, blocking, lock};
 use crate::domain::{Digest, Source};
 use crate::fetch::{Selection, TakeBack};
@@ -157,7 +158,7 @@ impl Cache {
     }
 
     async fn keep(self: Arc<Self>, id: Digest, record: &Arc<SourceRecord>, one: &Arc<One>) {
-        let wish = match wish_of(record) {
+        let wish = match elsewhere(record, self.endpoints()).map_or_else(|| wish_of(record), Err) {
             Ok(wish) => wish,
             Err(failure) => {
                 one.state.send_replace(State::Lost(failure.message));
@@ -165,7 +166,7 @@ impl Cache {
                 return;
             }
         };
-        let key = wish.record_id();
+        let key = self.record_id(&wish.source, &wish.selection);
         let mut pause = PAUSE_FIRST;
         loop {
             if self.is_here(record).await {

@@ -31,7 +31,7 @@ impl Cache {
                     // By hand is by whoever has the last word: also what the list pinned.
                     book.unpin(store, &key, None)?;
                 }
-                names.push(named::name_of(&kept));
+                names.push(named::name_of(&kept, name.usual()));
             }
             Ok(names)
         })

@@ -12,7 +12,7 @@ use super::flight::{Flight, Landing, Seat};
 use super::owner::{Life, Owner};
 use super::residency::Resident;
 use super::{ARRIVING, Cache, blocking};
-use crate::domain::{Source, Text};
+use crate::domain::Source;
 use crate::fetch::{self, Outcome, Pull, Selection};
 use crate::remote::{self, Keys};
 use crate::report::{Exit, Failure, named, text};
@@ -98,17 +98,10 @@ impl Wish {
         Self { source, selection, fresh, lazy: false, keys: None, lease, progress_every, waits }
     }
 
-    /// The id of the record that its source and selection have in the store.
-    #[must_use]
-    pub fn record_id(&self) -> String {
-        let (include, exclude) = (self.selection.include().to_vec(), self.selection.exclude().to_vec());
-        SourceRecord::new(self.source.to_string(), Text::default(), include, exclude).id()
-    }
-
     /// Which flights and answers serve it: those of the same record, asked for by the same person.
-    fn flight_key(&self) -> String {
+    fn flight_key(&self, record_id: &str) -> String {
         let fingerprint = self.keys.as_ref().map(|keys| format!(" {}", keys.fingerprint()));
-        self.record_id() + &fingerprint.unwrap_or_default()
+        record_id.to_owned() + &fingerprint.unwrap_or_default()
     }
 }
 
@@ -203,7 +196,8 @@ impl Cache {
         started: Instant,
     ) -> Result<(Granted, telemetry::Outcome), Failure> {
         wish.waits.on(MOUNT, self.mounted()).await?;
-        let (id, key) = (wish.record_id(), wish.flight_key());
+        let id = self.record_id(&wish.source, &wish.selection);
+        let key = wish.flight_key(&id);
         let _marked = self.residency.moving(&id);
         for _ in 0..ROUNDS_MAX {
             if self.stopping.load(Relaxed) {
@@ -489,7 +483,7 @@ impl Cache {
     }
 
     async fn fly(self: Arc<Self>, wish: Wish, key: String, flight: Arc<Flight>) {
-        let id = wish.record_id();
+        let id = self.record_id(&wish.source, &wish.selection);
         // In a task of its own, because those who wait must hear of a panic too.
         let pull = {
             let (cache, flight, id) = (Arc::clone(&self), Arc::clone(&flight), id.clone());

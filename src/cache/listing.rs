@@ -60,6 +60,9 @@ pub struct Listed {
     pub include: Option<Vec<String>>,
     /// Its `--exclude` globs.
     pub exclude: Option<Vec<String>>,
+    /// The server of its bucket; none where it is in none.
+    #[serde(default)]
+    pub endpoint_url: Option<String>,
     /// The model, once its first pull is finished.
     pub digest: Option<Digest>,
     /// Files; 0 where nothing that can be read says how many.
@@ -118,6 +121,7 @@ impl Listed {
             source: record.map(|record| record.source.clone()),
             include: record.map(|record| record.include.clone()),
             exclude: record.map(|record| record.exclude.clone()),
+            endpoint_url: record.and_then(SourceRecord::endpoint_url),
             digest: kept.manifest,
             files,
             bytes,

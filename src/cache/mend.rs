@@ -9,12 +9,17 @@ use super::verify::{Tell, VerifyEvent, verify};
 use super::{Cache, lock};
 use crate::domain::{Digest, Source};
 use crate::fetch::{Cancel, Selection};
+use crate::remote::Endpoints;
 use crate::report::Failure;
 use crate::telemetry::Where;
 
 struct Again(Arc<Cache>);
 
 impl Puller for Again {
+    fn endpoints(&self) -> &Endpoints {
+        self.0.endpoints()
+    }
+
     async fn pull(&self, source: &Source, selection: &Selection, tell: Tell<'_>) -> Result<(), Failure> {
         let wish = Wish::new(source.clone(), selection.clone(), true, LeaseWish::None);
         let granted = self.0.ensure(&wish, &mut |event| tell(VerifyEvent::from(event))).await?;
@@ -31,7 +36,7 @@ impl Cache {
     /// Nothing of that name; the disk's.
     pub async fn verify(self: &Arc<Self>, name: Option<Name>, mends: bool, tell: Tell<'_>) -> Result<(), Failure> {
         let _asking = mends.then(|| self.healing.ask());
-        let damage = verify(self.store(), name, &Cancel::default(), tell).await?;
+        let damage = verify(self.store(), name, self.endpoints(), &Cancel::default(), tell).await?;
         for _ in &damage.blobs {
             self.metrics.verification_failure(Where::Scrub);
         }

@@ -36,12 +36,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::fetch::{Engine, Room};
+use crate::domain::Source;
+use crate::fetch::{Engine, Room, Selection};
 use crate::remote;
 use crate::report::{Exit, Failure};
-use crate::store::{self, Store};
+use crate::store::{self, SourceRecord, Store};
 use crate::telemetry::Metrics;
 
+pub use crate::remote::Endpoints;
 pub use arriving::ReadError;
 pub use book::{Book, Lease, Refused};
 pub use change::HOLDER;
@@ -139,6 +141,19 @@ impl Cache {
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
         self.engine.store()
+    }
+
+    /// The servers of buckets.
+    #[must_use]
+    pub const fn endpoints(&self) -> &Endpoints {
+        self.origins.endpoints()
+    }
+
+    /// The id of the record that a source and a selection of its files have in the store.
+    #[must_use]
+    pub fn record_id(&self, source: &Source, selection: &Selection) -> String {
+        let origin = self.endpoints().origin(source);
+        SourceRecord::id_of(&source.to_string(), &origin, selection.include(), selection.exclude())
     }
 
     /// How the file system of the store stands. Blocking.

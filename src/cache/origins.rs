@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::domain::{Scheme, Source};
-use crate::remote::{self, Keys, Remote};
+use crate::remote::{self, Endpoints, Keys, Remote};
 
 /// Origins that stay open. Beyond this the least recently used is opened again when asked for.
 const OPEN_MAX: usize = 32;
@@ -20,6 +20,11 @@ impl Origins {
     #[must_use]
     pub fn new(options: remote::Options) -> Self {
         Self { options, open: Mutex::default() }
+    }
+
+    /// The servers of buckets.
+    pub const fn endpoints(&self) -> &Endpoints {
+        &self.options.endpoints
     }
 
     /// Opens a source, or gives the one that is open, with the daemon's credentials or with `keys`.

@@ -5,9 +5,11 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::blocking;
+use super::named::typed_of;
 use super::verify::{Tell, VerifyEvent};
 use crate::domain::{Digest, Source};
 use crate::fetch::Selection;
+use crate::remote::Endpoints;
 use crate::report::{Exit, Failure, text};
 use crate::store::{SourceRecord, Store};
 
@@ -50,6 +52,9 @@ pub fn counted(files: usize, manifests: usize) -> String {
 
 /// Whoever can pull a source again.
 pub trait Puller: Sync {
+    /// The servers that it pulls from.
+    fn endpoints(&self) -> &Endpoints;
+
     /// Pulls it whole; `tell` hears how far it is.
     ///
     /// # Errors
@@ -73,7 +78,9 @@ pub async fn repair(
     puller: &impl Puller,
     tell: Tell<'_>,
 ) -> Result<Exit, Failure> {
-    let records = condemn(store, damage).await?;
+    let mut records = condemn(store, damage).await?;
+    // What others cannot bring may come with these.
+    records.sort_by_key(|record| !puller.endpoints().are(&record.origin));
     let mut exit = Exit::Done;
     for record in records {
         let (at, known, asked) = (Arc::clone(store), damage.clone(), record.clone());
@@ -83,7 +90,11 @@ pub async fn repair(
         }
         let source = Source::parse(&record.source)?;
         let selection = Selection::new(&record.include, &record.exclude)?;
-        if let Err(failure) = puller.pull(&source, &selection, tell).await {
+        let pulled = match elsewhere(&record, puller.endpoints()) {
+            Some(failure) => Err(failure),
+            None => puller.pull(&source, &selection, tell).await,
+        };
+        if let Err(failure) = pulled {
             tell(VerifyEvent::from(&failure));
             if exit == Exit::Done || failure.exit == Exit::Interrupted {
                 exit = failure.exit;
@@ -113,6 +124,17 @@ pub async fn repair(
         exit_code: exit as u8,
     });
     Ok(exit)
+}
+
+/// Why a source cannot be brought again from these servers: where it did not come from them, what they
+/// have under its name is another model.
+pub(super) fn elsewhere(record: &SourceRecord, endpoints: &Endpoints) -> Option<Failure> {
+    let url = record.endpoint_url().filter(|_| !endpoints.are(&record.origin))?;
+    Some(Failure::hinted(
+        Exit::Usage,
+        format!("`{}` came from `{url}`, and is not fetched again from another server", record.source),
+        format!("`larder verify {} --repair` fetches it, where no daemon owns the store", typed_of(record, None)),
+    ))
 }
 
 /// Has the damaged blobs handed out by nobody; the sources that are here, but for unfinished ones,

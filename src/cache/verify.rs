@@ -14,6 +14,7 @@ use super::named::{Name, matching, name_of};
 use super::repair::Damage;
 use crate::domain::{ChunkIndex, Digest, Grid};
 use crate::fetch::Cancel;
+use crate::remote::Endpoints;
 use crate::report::Failure;
 use crate::store::{self, Kept, Store};
 
@@ -149,14 +150,14 @@ struct Plan {
 
 impl Plan {
     /// The blobs of the chosen models. Those of a model without a manifest are known by its source.
-    fn of(store: &Store, kept: &[Kept]) -> Self {
+    fn of(store: &Store, kept: &[Kept], usual: &Endpoints) -> Self {
         let mut plan = Self::default();
         for kept in kept {
             let Some(model) = kept.manifest else {
                 plan.unfinished += 1;
                 continue;
             };
-            let name = name_of(kept);
+            let name = name_of(kept, Some(usual));
             let mut add = |digest: Digest, size: u64, path: &dyn std::fmt::Display| {
                 let empty = || Blob { size, names: Vec::new(), models: Vec::new() };
                 let blob = plan.blobs.entry(digest).or_insert_with(empty);
@@ -231,16 +232,17 @@ impl Found {
 pub async fn verify(
     store: &Arc<Store>,
     name: Option<Name>,
+    usual: &Endpoints,
     cancel: &Cancel,
     tell: Tell<'_>,
 ) -> Result<Damage, Failure> {
-    let planned = Arc::clone(store);
+    let (planned, usual) = (Arc::clone(store), usual.clone());
     let plan = blocking(move || {
         let kept = match name {
             Some(name) => matching(planned.view(), &name)?,
             None => planned.view().kept()?,
         };
-        Ok(Plan::of(&planned, &kept))
+        Ok(Plan::of(&planned, &kept, &usual))
     })
     .await?;
     let mut damage = Damage::default();

@@ -68,12 +68,6 @@ pub struct Want {
 }
 
 impl Want {
-    /// The id of its source and selection in the store.
-    #[must_use]
-    pub fn record_id(&self) -> String {
-        self.wish().record_id()
-    }
-
     fn wish(&self) -> Wish {
         Wish::new(self.source.clone(), self.selection.clone(), false, LeaseWish::None)
     }
@@ -170,7 +164,8 @@ impl Cache {
     /// # Errors
     /// When pins cannot be written down.
     pub async fn reconcile(self: &Arc<Self>, list: List, wants: Vec<Want>) -> Result<(), Failure> {
-        let wants: HashMap<String, Want> = wants.into_iter().map(|want| (want.record_id(), want)).collect();
+        let wants: HashMap<String, Want> =
+            wants.into_iter().map(|want| (self.record_id(&want.source, &want.selection), want)).collect();
         let pins: Vec<String> = wants.iter().filter(|(_, want)| want.pin).map(|(key, _)| key.clone()).collect();
         let cache = Arc::clone(self);
         blocking(move || {
@@ -350,8 +345,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::super::cache_in;
-    use super::super::named::{Name, Verb};
+    use super::super::named::{At, Name, Verb};
     use super::*;
+    use crate::remote::Endpoints;
 
     fn models(names: &[&str]) -> (TempDir, Arc<Cache>) {
         let directory = tempfile::tempdir().expect("a directory");
@@ -367,7 +363,7 @@ mod tests {
     }
 
     fn named(source: &str) -> Name {
-        Name::parse(Verb::Rm, source, &[], &[]).expect("a name")
+        Name::parse(Verb::Rm, source, &At::usual(&Endpoints::default()), &[], &[]).expect("a name")
     }
 
     fn want(directory: &TempDir, name: &str, pin: bool, after: Duration) -> Want {
@@ -404,7 +400,8 @@ mod tests {
         cache.reconcile(List::Cluster, wants(true)).await.expect("taken");
         cache.reconcile(List::Settings, Vec::new()).await.expect("taken");
         until(&cache, &[(List::Cluster, true, Ready)]).await;
-        let key = want(&directory, "a", true, Duration::ZERO).record_id();
+        let wanted = want(&directory, "a", true, Duration::ZERO);
+        let key = cache.record_id(&wanted.source, &wanted.selection);
         assert_eq!(cache.residency.book().pinned_by("cached models"), std::slice::from_ref(&key));
         assert!(cache.residency.book().pinned_by("prefetch list").is_empty());
 

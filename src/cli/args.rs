@@ -7,9 +7,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cache::named::{Name, Verb};
-use crate::report::Failure;
-
 /// Brings models from object storage into a store on this machine, verifies every byte, and hands
 /// them out as ordinary directories
 #[derive(Debug, Parser)]
@@ -63,25 +60,25 @@ pub enum Command {
     Inspect {
         /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
-        /// The globs that it was pulled with.
+        /// What else it is called.
         #[command(flatten)]
-        globs: Globs,
+        flags: NameFlags,
     },
     /// Print the directory with a model's files, which are ordinary and read-only
     Path {
         /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
-        /// The globs that it was pulled with.
+        /// What else it is called.
         #[command(flatten)]
-        globs: Globs,
+        flags: NameFlags,
     },
     /// Write a copy of a model that is yours to change into another directory
     Export {
         /// Source as given to prefetch, or 6 or more first digits of the model's digest
         model: String,
-        /// The globs that it was pulled with.
+        /// What else it is called.
         #[command(flatten)]
-        globs: Globs,
+        flags: NameFlags,
         /// Where to: a directory that is empty or does not exist yet
         directory: PathBuf,
         /// Link to the store's own read-only files instead of copying them
@@ -95,9 +92,9 @@ pub enum Command {
         /// Sources as given to prefetch, or 6 or more first digits of models' digests
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
-        /// The globs that they were pulled with.
+        /// What else they are called.
         #[command(flatten)]
-        globs: Globs,
+        flags: NameFlags,
         /// What to do while another process owns the store.
         #[command(flatten)]
         turn: Turn,
@@ -107,9 +104,9 @@ pub enum Command {
         /// Sources as given to prefetch, or 6 or more first digits of models' digests
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
-        /// The globs that they were pulled with.
+        /// What else they are called.
         #[command(flatten)]
-        globs: Globs,
+        flags: NameFlags,
         /// What to do while another process owns the store.
         #[command(flatten)]
         turn: Turn,
@@ -119,9 +116,9 @@ pub enum Command {
         /// Sources as given to prefetch, or 6 or more first digits of models' digests
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
-        /// The globs that they were pulled with.
+        /// What else they are called.
         #[command(flatten)]
-        globs: Globs,
+        flags: NameFlags,
         /// What to do while another process owns the store.
         #[command(flatten)]
         turn: Turn,
@@ -184,7 +181,7 @@ pub struct Mount {
 }
 
 /// The globs that a model was pulled with: they are part of its name.
-#[derive(Debug, Args, Clone)]
+#[derive(Debug, Args, Clone, Default)]
 pub struct Globs {
     /// The same --include as given to prefetch: a selection of a source's files is a model of its own;
     /// may be repeated
@@ -195,14 +192,16 @@ pub struct Globs {
     pub exclude: Vec<String>,
 }
 
-impl Globs {
-    /// The model of that name.
-    ///
-    /// # Errors
-    /// As [`Name::parse`].
-    pub fn name(&self, verb: Verb, model: &str) -> Result<Name, Failure> {
-        Name::parse(verb, model, &self.include, &self.exclude)
-    }
+/// The rest of a name, beside its source.
+#[derive(Debug, Args, Clone, Default)]
+pub struct NameFlags {
+    /// The globs.
+    #[command(flatten)]
+    pub globs: Globs,
+    /// The server that it came from, where not from Amazon's or Google's: one URI at two servers is two
+    /// models [env: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST; else the profile's]
+    #[arg(long, value_name = "URL")]
+    pub endpoint_url: Option<String>,
 }
 
 /// `larder prefetch`.

@@ -6,6 +6,7 @@ mod console;
 mod daemon;
 mod models;
 mod mount;
+mod names;
 mod owner;
 mod peer;
 mod pins;
@@ -23,8 +24,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use self::args::{Cli, Command, Common};
+use self::args::{Cli, Command, Common, NameFlags};
 use self::console::Console;
+use self::names::Names;
 use crate::cache::named::Verb;
 use crate::config::log_filter;
 use crate::fetch::Cancel;
@@ -84,23 +86,23 @@ fn run(console: Console, cli: &Cli) -> Result<Exit, Failure> {
             let directory = store()?;
             with_runtime(async |cancel| verify::run(console, &directory, args, cancel).await)
         }
-        Command::Ls => models::ls(console, &store()?),
-        Command::Inspect { model, globs } => models::inspect(console, &store()?, &globs.name(Verb::Inspect, model)?),
-        Command::Path { model, globs } => models::path(console, &store()?, &globs.name(Verb::Path, model)?),
-        Command::Export { model, globs, directory: target, hard_link } => {
-            models::export(console, &store()?, &globs.name(Verb::Export, model)?, target, *hard_link)
+        Command::Ls => models::ls(console, &store()?, &names(&NameFlags::default())?),
+        Command::Inspect { model, flags } => models::inspect(console, &store()?, &names(flags)?, model),
+        Command::Path { model, flags } => models::path(console, &store()?, &names(flags)?.name(Verb::Path, model)?),
+        Command::Export { model, flags, directory: target, hard_link } => {
+            models::export(console, &store()?, &names(flags)?.name(Verb::Export, model)?, target, *hard_link)
         }
-        Command::Rm { models: names, globs, turn } => {
+        Command::Rm { models: names, flags, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| models::rm(console, &directory, names, globs, *turn, cancel).await)
+            with_runtime(async |cancel| models::rm(console, &directory, names, flags, *turn, cancel).await)
         }
-        Command::Pin { models: names, globs, turn } => {
+        Command::Pin { models: names, flags, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| pins::run(console, &directory, names, globs, true, *turn, cancel).await)
+            with_runtime(async |cancel| pins::run(console, &directory, names, flags, true, *turn, cancel).await)
         }
-        Command::Unpin { models: names, globs, turn } => {
+        Command::Unpin { models: names, flags, turn } => {
             let directory = store()?;
-            with_runtime(async |cancel| pins::run(console, &directory, names, globs, false, *turn, cancel).await)
+            with_runtime(async |cancel| pins::run(console, &directory, names, flags, false, *turn, cancel).await)
         }
         Command::Release { leases, turn } => {
             let directory = store()?;
@@ -131,6 +133,13 @@ fn store_directory(common: &Common) -> Result<PathBuf, Failure> {
 
 /// Runs a command that needs the network; the first Ctrl-C or SIGTERM ends it cleanly, the
 /// second at once.
+/// How models are named, for a command that then only looks: Ctrl-C ends it as it would any other.
+fn names(flags: &NameFlags) -> Result<Names, Failure> {
+    let runtime = crate::daemon::runtime::start("larder", 1, 1)?;
+    #[expect(clippy::disallowed_methods, reason = "the one entry into the runtime")]
+    Ok(runtime.block_on(Names::of(flags)))
+}
+
 fn with_runtime(command: impl AsyncFnOnce(&Cancel) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = crate::daemon::runtime::start("larder", cores.clamp(1, ASYNC_THREADS_MAX), BLOCKING_THREADS_MAX)?;

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::args::{Globs, Turn};
+use super::args::{NameFlags, Turn};
 use super::console::Console;
+use super::names::Names;
 use super::owner::{self, Claim, Owner};
 use crate::cache::Book;
 use crate::cache::listing::{self, Detailed, Listed, ListedFile, State};
 use crate::cache::named::{self, Name, Verb, matching};
-use crate::domain::Digest;
+use crate::domain::{Digest, Source};
 use crate::fetch::Cancel;
+use crate::remote::Endpoints;
 use crate::report::text;
 use crate::report::{Exit, Failure};
 use crate::store::{self, SourceRecord, Store, View};
@@ -32,7 +34,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// `larder ls`.
-pub fn ls(console: Console, directory: &Path) -> Result<Exit, Failure> {
+pub fn ls(console: Console, directory: &Path, names: &Names) -> Result<Exit, Failure> {
     let listed = match View::open(directory) {
         Err(store::Error::Absent(_)) => Vec::new(),
         other => {
@@ -47,7 +49,7 @@ pub fn ls(console: Console, directory: &Path) -> Result<Exit, Failure> {
     } else if listed.is_empty() {
         console.note(&format!("nothing is kept in `{}` yet", directory.display()));
     } else {
-        let rows: Vec<_> = listed.iter().map(cells).collect();
+        let rows: Vec<_> = listed.iter().map(|listed| cells(listed, names.usual())).collect();
         console.data(&text::table(&["SOURCE", "MODEL", "FILES", "SIZE", "STATE", "LAST USED"], &rows));
     }
     Ok(Exit::Done)
@@ -65,7 +67,7 @@ fn tell_unreadable(console: Console, view: &View) {
     }
 }
 
-fn cells(listed: &Listed) -> Vec<String> {
+fn cells(listed: &Listed, usual: &Endpoints) -> Vec<String> {
     let dash = || "-".to_owned();
     let state = match listed.state {
         State::Partial => format!("partial {} %", text::percent(listed.bytes_here, listed.bytes)),
@@ -74,7 +76,7 @@ fn cells(listed: &Listed) -> Vec<String> {
     };
     let pinned = if listed.pinned == Some(true) { ", pinned" } else { "" };
     vec![
-        shown_source(listed),
+        shown_source(listed, usual),
         listed.digest.map_or_else(dash, |digest| digest.short()),
         listed.files.to_string(),
         text::bytes(listed.bytes),
@@ -89,11 +91,16 @@ fn damaged(listed: &Listed) -> String {
     text::some(&files).replace('`', "")
 }
 
-/// The source with its globs, as they are typed.
-fn shown_source(listed: &Listed) -> String {
+/// The source with its globs, as they are typed, and its server where that is not the usual one.
+fn shown_source(listed: &Listed, usual: &Endpoints) -> String {
     let Some(source) = &listed.source else { return "-".to_owned() };
     let globs = |globs: &Option<Vec<String>>| globs.clone().unwrap_or_default();
-    named::typed(source, &globs(&listed.include), &globs(&listed.exclude))
+    let is_usual = |url: &&str| {
+        let origin = Source::parse(source).map(|source| Endpoints::at(url).origin(&source));
+        origin.is_ok_and(|origin| usual.are(&origin))
+    };
+    let server = listed.endpoint_url.as_deref().filter(|url| !is_usual(url));
+    named::typed_at(named::typed(source, &globs(&listed.include), &globs(&listed.exclude)), server)
 }
 
 /// One file as `inspect` shows it.
@@ -126,7 +133,8 @@ fn file_cells(file: &ListedFile, sharers: &[String]) -> Vec<String> {
 }
 
 /// `larder inspect`. A model that is here only in part is shown as far as it is known.
-pub fn inspect(console: Console, directory: &Path, name: &Name) -> Result<Exit, Failure> {
+pub fn inspect(console: Console, directory: &Path, names: &Names, model: &str) -> Result<Exit, Failure> {
+    let (name, usual) = (&names.name(Verb::Inspect, model)?, names.usual());
     let view = look(directory)?;
     let kept = named::chosen(&view, name)?;
     let Detailed { listed, path, file_list: files } = Detailed::of(&view, &kept);
@@ -134,19 +142,20 @@ pub fn inspect(console: Console, directory: &Path, name: &Name) -> Result<Exit, 
         // Neither a manifest nor a source says what it was.
         return named::complete(&view, name).map(|_| Exit::Done);
     }
-    let shared = shared_with(&view, kept.manifest.as_ref())?;
+    let shared = shared_with(&view, kept.manifest.as_ref(), usual)?;
     let sharers = |file: &ListedFile| file.digest.and_then(|digest| shared.get(&digest)).map_or(&[][..], Vec::as_slice);
     if console.json {
         let files: Vec<_> = files.iter().map(|file| file_json(file, sharers(file))).collect();
         console.row(&json!({
-            "source": listed.source, "include": listed.include, "exclude": listed.exclude, "digest": listed.digest,
-            "path": path, "bytes": listed.bytes, "bytes_here": listed.bytes_here, "state": listed.state,
-            "pinned": listed.pinned, "damaged": listed.damaged, "files": files,
+            "source": listed.source, "include": listed.include, "exclude": listed.exclude,
+            "endpoint_url": listed.endpoint_url, "digest": listed.digest, "path": path, "bytes": listed.bytes,
+            "bytes_here": listed.bytes_here, "state": listed.state, "pinned": listed.pinned,
+            "damaged": listed.damaged, "files": files,
         }));
         return Ok(Exit::Done);
     }
     let is_whole = listed.state.is_whole();
-    let mut head = vec![("source", shown_source(&listed))];
+    let mut head = vec![("source", shown_source(&listed, usual))];
     head.extend(listed.digest.map(|digest| ("model", digest.to_string())));
     head.push(("files", format!("{} ({})", listed.files, text::bytes(listed.bytes))));
     let pinned = if listed.pinned == Some(true) { ", pinned" } else { "" };
@@ -169,18 +178,18 @@ pub fn inspect(console: Console, directory: &Path, name: &Name) -> Result<Exit, 
     let rows: Vec<Vec<String>> = rows.iter().map(|row| told.iter().map(|at| row[*at].clone()).collect()).collect();
     console.data(&format!("{head}\n{}", text::table(&columns, &rows)));
     if !is_whole {
-        console.note(&format!("  hint: {}", named::completing(&kept)));
+        console.note(&format!("  hint: {}", named::completing(&kept, Some(usual))));
     }
     Ok(Exit::Done)
 }
 
 /// Blob -> names of the other models that have it too.
-fn shared_with(view: &View, own: Option<&Digest>) -> Result<HashMap<Digest, Vec<String>>, Failure> {
+fn shared_with(view: &View, own: Option<&Digest>, usual: &Endpoints) -> Result<HashMap<Digest, Vec<String>>, Failure> {
     let mut shared: HashMap<Digest, Vec<String>> = HashMap::new();
     view.each_kept(&mut |kept| {
         let Some(digest) = kept.manifest.filter(|digest| Some(digest) != own) else { return };
         let Ok(manifest) = view.manifest(&digest) else { return };
-        let name = named::name_of(&kept);
+        let name = named::name_of(&kept, Some(usual));
         for file in manifest.files() {
             let names = shared.entry(file.digest).or_default();
             if !names.contains(&name) {
@@ -220,7 +229,7 @@ pub fn export(
     let done = match view.export(&named.manifest, target, hard_link) {
         Err(store::Error::Damaged { detail, .. }) => {
             let damaged = format!("`{}` is damaged: {detail}; what was written before it is right", name.shown());
-            return Err(Failure::hinted(Exit::Integrity, damaged, named::completing(&named.kept)));
+            return Err(Failure::hinted(Exit::Integrity, damaged, named::completing(&named.kept, name.usual())));
         }
         other => other?,
     };
@@ -254,17 +263,19 @@ pub async fn rm(
     console: Console,
     directory: &Path,
     names: &[String],
-    globs: &Globs,
+    flags: &NameFlags,
     turn: Turn,
     cancel: &Cancel,
 ) -> Result<Exit, Failure> {
-    let parsed: Result<Vec<Name>, Failure> = names.iter().map(|name| globs.name(Verb::Rm, name)).collect();
+    let common = Names::of(flags).await;
+    let parsed: Result<Vec<Name>, Failure> = names.iter().map(|name| common.name(Verb::Rm, name)).collect();
     let parsed = parsed?;
     let freed = match owner::own(&Claim { directory, turn, console, cancel }).await? {
         Owner::Us(store) => forget(&store, &parsed)?,
         Owner::Daemon(peer) => {
-            let wish = json!({"models": names, "include": globs.include, "exclude": globs.exclude});
-            let removed: Removed = peer.ask("/v1/remove", wish, cancel).await?;
+            let mut body = common.body(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+            body["models"] = json!(names);
+            let removed: Removed = peer.ask("/v1/remove", body, cancel).await?;
             removed.bytes_freed
         }
     };

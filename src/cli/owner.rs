@@ -115,11 +115,12 @@ pub fn no_store(directory: &Path) -> Failure {
     )
 }
 
-/// Refuses flags that only mean something where this process asks the origin.
+/// Refuses flags that only mean something where this process asks the origin. A server that is a part of
+/// a name is none of them: the daemon says whether it is its own.
 ///
 /// # Errors
 /// [`Exit::Usage`].
-pub fn refuse_origin_flags(peer: &Peer, origin: &Origin, retry: Retry) -> Result<(), Failure> {
+pub fn refuse_origin_flags(peer: &Peer, origin: &Origin, is_named: bool, retry: Retry) -> Result<(), Failure> {
     if retry.retry_for.is_some() {
         return Err(Failure::hinted(
             Exit::Usage,
@@ -135,7 +136,7 @@ pub fn refuse_origin_flags(peer: &Peer, origin: &Origin, retry: Retry) -> Result
         (*anonymous, "anonymous"),
         (*requester_pays, "requester-pays"),
         (region.is_some(), "region"),
-        (endpoint_url.is_some(), "endpoint-url"),
+        (endpoint_url.is_some() && !is_named, "endpoint-url"),
     ];
     let Some((_, flag)) = flags.into_iter().find(|(given, _)| *given) else { return Ok(()) };
     Err(Failure::hinted(
@@ -156,9 +157,11 @@ mod tests {
     fn a_flag_that_the_daemon_decides_is_refused_by_name() {
         let peer = Peer::new(Path::new("/s"), Path::new("/sock"));
         let none = Origin { anonymous: false, requester_pays: false, region: None, endpoint_url: None };
-        refuse_origin_flags(&peer, &none, Retry { retry_for: None }).expect("no flag");
+        refuse_origin_flags(&peer, &none, false, Retry { retry_for: None }).expect("no flag");
         let retry = Retry { retry_for: None };
-        let failure = refuse_origin_flags(&peer, &Origin { endpoint_url: Some("http://x".into()), ..none }, retry);
+        let other = Origin { endpoint_url: Some("http://x".into()), ..none };
+        refuse_origin_flags(&peer, &other, true, retry).expect("a part of a name");
+        let failure = refuse_origin_flags(&peer, &other, false, retry);
         let failure = failure.expect_err("a flag");
         assert_eq!(failure.exit, Exit::Usage);
         insta::assert_snapshot!(format!("{}\n{}", failure.message, failure.hint.expect("a hint")), @"

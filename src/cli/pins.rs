@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::args::{Globs, Turn};
+use super::args::{NameFlags, Turn};
 use super::console::Console;
+use super::names::Names;
 use super::owner::{self, Claim, Owner};
 use super::peer::Peer;
 use crate::cache::named::{self, Name, Verb};
@@ -20,17 +21,22 @@ pub async fn run(
     console: Console,
     directory: &Path,
     names: &[String],
-    globs: &Globs,
+    flags: &NameFlags,
     pinned: bool,
     turn: Turn,
     cancel: &Cancel,
 ) -> Result<Exit, Failure> {
+    let common = Names::of(flags).await;
+    // What is no name is refused before anything is changed.
+    for name in names {
+        common.name(verb(pinned), name)?;
+    }
     let owner = owner::own(&Claim { directory, turn, console, cancel }).await?;
     let mut models = Vec::new();
     for name in names {
         models.extend(match &owner {
-            Owner::Us(store) => set_in(store, name, globs, pinned)?,
-            Owner::Daemon(peer) => ask(peer, name, globs, pinned, cancel).await?,
+            Owner::Us(store) => set_in(store, name, &common, pinned)?,
+            Owner::Daemon(peer) => ask(peer, name, &common, pinned, cancel).await?,
         });
     }
     if console.json {
@@ -46,8 +52,8 @@ pub async fn run(
 ///
 /// # Errors
 /// Nothing of that name; the disk's.
-pub fn set_in(store: &Store, name: &str, globs: &Globs, pinned: bool) -> Result<Vec<String>, Failure> {
-    let name: Name = globs.name(if pinned { Verb::Pin } else { Verb::Unpin }, name)?;
+pub fn set_in(store: &Store, name: &str, common: &Names, pinned: bool) -> Result<Vec<String>, Failure> {
+    let name: Name = common.name(verb(pinned), name)?;
     let found = named::matching(store.view(), &name)?;
     let mut book = Book::open(store)?;
     let mut models = Vec::new();
@@ -58,9 +64,13 @@ pub fn set_in(store: &Store, name: &str, globs: &Globs, pinned: bool) -> Result<
         } else {
             book.unpin(store, &key, None)?;
         }
-        models.push(named::name_of(&kept));
+        models.push(named::name_of(&kept, name.usual()));
     }
     Ok(models)
+}
+
+const fn verb(pinned: bool) -> Verb {
+    if pinned { Verb::Pin } else { Verb::Unpin }
 }
 
 #[derive(Deserialize)]
@@ -75,12 +85,13 @@ struct Answer {
 pub async fn ask(
     peer: &Peer,
     name: &str,
-    globs: &Globs,
+    common: &Names,
     pinned: bool,
     cancel: &Cancel,
 ) -> Result<Vec<String>, Failure> {
     let path = if pinned { "/v1/pin" } else { "/v1/unpin" };
-    let answer: Answer =
-        peer.ask(path, json!({"model": name, "include": globs.include, "exclude": globs.exclude}), cancel).await?;
+    let mut body = common.body(&[name])?;
+    body["model"] = json!(name);
+    let answer: Answer = peer.ask(path, body, cancel).await?;
     Ok(answer.models)
 }

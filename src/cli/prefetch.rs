@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::Prefetch;
 use super::console::Console;
+use super::names::Names;
 use super::owner::{self, Claim, Owner};
 use super::peer::{self, Peer};
 use super::pull::LocalPull;
@@ -25,11 +26,13 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
     let sources: Result<Vec<Source>, _> = args.sources.iter().map(|source| Source::parse(source)).collect();
     let sources = sources?;
     let selection = Selection::new(&args.include, &args.exclude)?;
+    let names = Names::new(args.globs(), args.origin.endpoint_url.as_deref()).await;
     match owner::own_or_make(&Claim { directory, turn: args.turn, console, cancel }).await? {
         Owner::Us(store) => {
             tell_recovered(console, store.recovered());
             let settling = settle_in_background(&store);
-            let pull = LocalPull { store: &store, origin: &args.origin, retry: args.retry, cancel };
+            let (origin, endpoints, retry) = (&args.origin, names.endpoints(), args.retry);
+            let pull = LocalPull { store: &store, origin, endpoints, retry, cancel };
             let exit = all(console, args, async |at: usize| {
                 let mut watch = Watch::new(console);
                 let tell = &mut |event| show(console, &mut watch, &event);
@@ -37,7 +40,7 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
                 drop(watch);
                 summary::tell(console, &pulled?);
                 if args.pin {
-                    tell_pinned(console, &pins::set_in(&store, &args.sources[at], &args.globs(), true)?);
+                    tell_pinned(console, &pins::set_in(&store, &args.sources[at], &names, true)?);
                 }
                 Ok(())
             })
@@ -52,18 +55,20 @@ pub async fn run(console: Console, directory: &Path, args: &Prefetch, cancel: &C
             Ok(exit)
         }
         Owner::Daemon(peer) => {
-            owner::refuse_origin_flags(&peer, &args.origin, args.retry)?;
+            let is_named = sources.iter().any(|source| names.endpoints().named_for(source).is_some());
+            owner::refuse_origin_flags(&peer, &args.origin, is_named, args.retry)?;
             let exit = all(console, args, async |at: usize| {
-                summary::tell(console, &ensure(console, &peer, args, at, cancel).await?);
+                let brought = ensure(console, &peer, wish(args, &names, at)?, cancel).await;
+                summary::tell(console, &brought.map_err(|failure| of_another_server(&peer, args, failure))?);
                 if args.pin {
-                    tell_pinned(console, &pins::ask(&peer, &args.sources[at], &args.globs(), true, cancel).await?);
+                    tell_pinned(console, &pins::ask(&peer, &args.sources[at], &names, true, cancel).await?);
                 }
                 Ok(())
             })
             .await;
             if args.sync && exit == Exit::Done {
                 console.note("waiting for the disk");
-                sync(&peer, args, cancel).await?;
+                sync(&peer, wish(args, &names, args.sources.len() - 1)?, cancel).await?;
             }
             Ok(exit)
         }
@@ -99,24 +104,32 @@ fn show(console: Console, watch: &mut Watch, event: &Event) {
 
 /// What a daemon is asked for: as a pull by this process would, it asks the origin each time. The
 /// source is as it was typed, because what is shown of it may lack a signature.
-fn wish(args: &Prefetch, at: usize) -> Value {
-    json!({
-        "source": args.sources[at],
-        "include": args.include,
-        "exclude": args.exclude,
-        "fresh": true,
-        "lease": null,
-        "progress_ms": u64::try_from(REMOTE_INTERVAL.as_millis()).unwrap_or(u64::MAX),
-    })
+fn wish(args: &Prefetch, names: &Names, at: usize) -> Result<Value, Failure> {
+    let mut body = names.body(&[&args.sources[at]])?;
+    body["source"] = json!(args.sources[at]);
+    body["fresh"] = true.into();
+    body["progress_ms"] = u64::try_from(REMOTE_INTERVAL.as_millis()).unwrap_or(u64::MAX).into();
+    Ok(body)
 }
 
-async fn ensure(console: Console, peer: &Peer, args: &Prefetch, at: usize, cancel: &Cancel) -> Result<Ready, Failure> {
+async fn ensure(console: Console, peer: &Peer, wish: Value, cancel: &Cancel) -> Result<Ready, Failure> {
     let mut watch = Watch::new(console);
-    let heard = peer.events("/v1/ensure", wish(args, at), cancel, |event| {
+    let heard = peer.events("/v1/ensure", wish, cancel, |event| {
         show(console, &mut watch, &event);
         ended(event)
     });
     heard.await?
+}
+
+/// A daemon brings nothing from another server than its own: says which flag asked for that.
+fn of_another_server(peer: &Peer, args: &Prefetch, failure: Failure) -> Failure {
+    if failure.exit != Exit::Usage || args.origin.endpoint_url.is_none() {
+        return failure;
+    }
+    let store = peer.store().display();
+    let message =
+        format!("--endpoint-url is of no use here: larder's daemon owns the store `{store}`: {}", failure.message);
+    Failure { message, ..failure }
 }
 
 fn ended(event: Event) -> Option<Result<Ready, Failure>> {
@@ -128,8 +141,7 @@ fn ended(event: Event) -> Option<Result<Ready, Failure>> {
 }
 
 /// Everything in the store is synced at once, so asking for the last source once more will do.
-async fn sync(peer: &Peer, args: &Prefetch, cancel: &Cancel) -> Result<(), Failure> {
-    let mut body = wish(args, args.sources.len() - 1);
+async fn sync(peer: &Peer, mut body: Value, cancel: &Cancel) -> Result<(), Failure> {
     body["fresh"] = false.into();
     body["sync"] = true.into();
     peer.patient().events("/v1/ensure", body, cancel, ended).await?.map(drop)

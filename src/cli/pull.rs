@@ -9,7 +9,7 @@ use super::watch::INTERVAL;
 use crate::cache::{Event, Moving, Puller, Rate, Ready, Tell, VerifyEvent};
 use crate::domain::Source;
 use crate::fetch::{Cancel, Engine, Listed, Progress, Pull, RETRY_FOR, Selection};
-use crate::remote;
+use crate::remote::{self, Endpoints};
 use crate::report::Failure;
 use crate::store::Store;
 
@@ -17,6 +17,8 @@ use crate::store::Store;
 pub struct LocalPull<'a> {
     pub store: &'a Arc<Store>,
     pub origin: &'a Origin,
+    /// The servers of buckets.
+    pub endpoints: Endpoints,
     pub retry: Retry,
     pub cancel: &'a Cancel,
 }
@@ -41,7 +43,7 @@ impl LocalPull<'_> {
             anonymous: self.origin.anonymous,
             requester_pays: self.origin.requester_pays,
             region: self.origin.region.clone(),
-            endpoint: self.origin.endpoint_url.clone(),
+            endpoints: self.endpoints.clone(),
             keys: None,
         };
         let progress = Arc::new(Progress::default());
@@ -70,6 +72,10 @@ impl LocalPull<'_> {
 }
 
 impl Puller for LocalPull<'_> {
+    fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
     async fn pull(&self, source: &Source, selection: &Selection, tell: Tell<'_>) -> Result<(), Failure> {
         let ready = self.run(source, selection, &mut |event| tell(event.into())).await?;
         tell(VerifyEvent::Done(ready));

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::Verify;
 use super::console::Console;
+use super::names::Names;
 use super::owner::{self, Claim, Owner};
 use super::peer::{self, Peer};
 use super::pull::LocalPull;
@@ -27,38 +28,55 @@ const UNCHANGED: &str = "what was found is marked, nothing else was changed: the
 
 /// Hashes every blob of the chosen models once; reports what is wrong, and repairs it if asked.
 pub async fn run(console: Console, directory: &Path, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
-    named(args)?;
+    let names = Names::new(args.globs.clone(), args.origin.endpoint_url.as_deref()).await;
+    let name = args.model.as_ref().map(|model| names.name(Verb::Verify, model)).transpose()?;
     match owner::own(&Claim { directory, turn: args.turn, console, cancel }).await? {
-        Owner::Us(store) => by_us(console, &store, args, cancel).await,
+        Owner::Us(store) => by_us(console, &store, name, &names, args, cancel).await,
         Owner::Daemon(peer) => {
-            owner::refuse_origin_flags(&peer, &args.origin, args.retry)?;
-            by_daemon(console, &peer, args, cancel).await
+            let models: Vec<&str> = args.model.as_deref().into_iter().collect();
+            let mut body = names.body(&models)?;
+            owner::refuse_origin_flags(&peer, &args.origin, body.get("endpoint_url").is_some(), args.retry)?;
+            body["model"] = json!(args.model);
+            body["repair"] = json!(args.repair);
+            by_daemon(console, &peer, body, name.as_ref(), args.repair, cancel).await
         }
     }
 }
 
-async fn by_us(console: Console, store: &Arc<Store>, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
+async fn by_us(
+    console: Console,
+    store: &Arc<Store>,
+    name: Option<Name>,
+    names: &Names,
+    args: &Verify,
+    cancel: &Cancel,
+) -> Result<Exit, Failure> {
     prefetch::tell_recovered(console, store.recovered());
     let mut shown = Shown::new(console);
     let tell = &mut |event| shown.tell(&event);
-    let damage = cache::verify(store, named(args)?, cancel, tell).await?;
+    let damage = cache::verify(store, name.clone(), names.usual(), cancel, tell).await?;
     if damage.is_none() {
         return Ok(Exit::Done);
     }
     if !args.repair {
-        return Ok(unrepaired(console, args));
+        return Ok(unrepaired(console, name.as_ref()));
     }
-    let puller = LocalPull { store, origin: &args.origin, retry: args.retry, cancel };
+    let (origin, endpoints, retry) = (&args.origin, names.endpoints(), args.retry);
+    let puller = LocalPull { store, origin, endpoints, retry, cancel };
     Box::pin(cache::repair(store, &damage, &puller, tell)).await
 }
 
 /// The events of the daemon are those of this process. Which is the last depends on what was found:
 /// [`VerifyEvent`] says so.
-async fn by_daemon(console: Console, peer: &Peer, args: &Verify, cancel: &Cancel) -> Result<Exit, Failure> {
+async fn by_daemon(
+    console: Console,
+    peer: &Peer,
+    body: Value,
+    name: Option<&Name>,
+    repairs: bool,
+    cancel: &Cancel,
+) -> Result<Exit, Failure> {
     let (mut shown, mut verified) = (Shown::new(console), false);
-    let body = json!({
-        "model": args.model, "include": args.globs.include, "exclude": args.globs.exclude, "repair": args.repair,
-    });
     let heard = peer.events("/v1/verify", body, cancel, |event: VerifyEvent| match event {
         VerifyEvent::Error { message, hint, exit_code } if !verified => {
             Some(Err(peer::of_daemon(message, hint, exit_code)))
@@ -67,7 +85,7 @@ async fn by_daemon(console: Console, peer: &Peer, args: &Verify, cancel: &Cancel
             shown.tell(&event);
             match event {
                 VerifyEvent::Verified { damaged: 0, damaged_manifests: 0, .. } => Some(Ok(Exit::Done)),
-                VerifyEvent::Verified { .. } if !args.repair => Some(Ok(unrepaired(console, args))),
+                VerifyEvent::Verified { .. } if !repairs => Some(Ok(unrepaired(console, name))),
                 VerifyEvent::Verified { .. } => {
                     verified = true;
                     None
@@ -85,13 +103,8 @@ async fn by_daemon(console: Console, peer: &Peer, args: &Verify, cancel: &Cancel
     }
 }
 
-/// The model to look at; none for all.
-fn named(args: &Verify) -> Result<Option<Name>, Failure> {
-    args.model.as_ref().map(|model| args.globs.name(Verb::Verify, model)).transpose()
-}
-
-fn unrepaired(console: Console, args: &Verify) -> Exit {
-    let name = named(args).ok().flatten().map(|name| format!(" {}", name.shown())).unwrap_or_default();
+fn unrepaired(console: Console, name: Option<&Name>) -> Exit {
+    let name = name.map(|name| format!(" {}", name.shown())).unwrap_or_default();
     console.note(&format!("  hint: `larder verify --repair{name}` fetches it again"));
     Exit::Integrity
 }

@@ -47,12 +47,20 @@ pub fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, St
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// The id of the record that a source and a selection of its files have in the store.
+pub type RecordId<'a> = &'a dyn Fn(&Source, &Selection) -> String;
+
 /// What one object asks. `spec` says why it cannot be read where that is so.
 #[must_use]
-pub fn read(name: &str, spec: Result<&CachedModelSpec, String>, allows: &dyn Fn(&Source) -> bool) -> Asked {
+pub fn read(
+    name: &str,
+    spec: Result<&CachedModelSpec, String>,
+    allows: &dyn Fn(&Source) -> bool,
+    record_id: RecordId<'_>,
+) -> Asked {
     let (source, model) = match spec {
         Ok(spec) => match Source::parse(&spec.source) {
-            Ok(source) => (source.to_string(), model(spec, source, allows)),
+            Ok(source) => (source.to_string(), model(spec, source, allows, record_id)),
             // A text that is no source may be anything, and a secret too: the error knows what to show.
             Err(error) => (String::new(), Err(Failure::from(error).message)),
         },
@@ -61,19 +69,28 @@ pub fn read(name: &str, spec: Result<&CachedModelSpec, String>, allows: &dyn Fn(
     Asked { name: name.to_owned(), source, model }
 }
 
-fn model(spec: &CachedModelSpec, source: Source, allows: &dyn Fn(&Source) -> bool) -> Result<Model, String> {
+fn model(
+    spec: &CachedModelSpec,
+    source: Source,
+    allows: &dyn Fn(&Source) -> bool,
+    record_id: RecordId<'_>,
+) -> Result<Model, String> {
     if !allows(&source) {
         return Err(format!("`{source}` is not among the `sources` that the daemon of this node allows"));
     }
     let selection = Selection::new(&spec.include, &spec.exclude).map_err(|error| Failure::from(error).message)?;
-    let want = Want { source: source.clone(), selection, pin: spec.pin, after: Duration::ZERO };
+    let record_id = record_id(&source, &selection);
     let (include, exclude) = (spec.include.clone(), spec.exclude.clone());
-    Ok(Model { record_id: want.record_id(), source, include, exclude, pin: spec.pin })
+    Ok(Model { record_id, source, include, exclude, pin: spec.pin })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn shown(source: &Source, selection: &Selection) -> String {
+        format!("{source} {:?}", selection.include())
+    }
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -96,22 +113,22 @@ mod tests {
     #[test]
     fn what_cannot_be_had_says_why() {
         let allows = |source: &Source| source.to_string().starts_with("s3://models/");
-        let why = |spec: &CachedModelSpec| read("m", Ok(spec), &allows).model.expect_err("refused");
+        let why = |spec: &CachedModelSpec| read("m", Ok(spec), &allows, &shown).model.expect_err("refused");
         assert!(why(&spec("models/a")).contains("is not a source"), "{}", why(&spec("models/a")));
         assert!(why(&spec("s3://other/a/")).contains("`sources`"));
         let globs = CachedModelSpec { include: vec!["[".into()], ..spec("s3://models/a/") };
         assert!(why(&globs).contains('['), "{}", why(&globs));
-        assert_eq!(read("m", Err("no spec".into()), &allows).model, Err("no spec".to_owned()));
+        assert_eq!(read("m", Err("no spec".into()), &allows, &shown).model, Err("no spec".to_owned()));
     }
 
     #[test]
     fn what_can_be_had_is_the_same_as_by_any_other_way() {
         let spec = CachedModelSpec { pin: true, include: vec!["*.json".into()], ..spec("s3://models/a/") };
-        let asked = read("m", Ok(&spec), &|_| true);
+        let asked = read("m", Ok(&spec), &|_| true, &shown);
         assert_eq!((asked.name.as_str(), asked.source.as_str()), ("m", "s3://models/a/"));
         let model = asked.model.expect("a model");
         let want = model.want(Duration::from_secs(1)).expect("a want");
         assert!(want.pin);
-        assert_eq!((want.record_id(), want.after), (model.record_id, Duration::from_secs(1)));
+        assert_eq!((shown(&want.source, &want.selection), want.after), (model.record_id, Duration::from_secs(1)));
     }
 }

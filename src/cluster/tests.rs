@@ -15,8 +15,9 @@ use tokio::task::JoinHandle;
 
 use super::fake::{Fake, until};
 use super::*;
+use crate::cache::Endpoints;
 use crate::cache::cache_in;
-use crate::cache::named::{Name, Verb};
+use crate::cache::named::{At, Name, Verb};
 
 const NODE: &str = "/api/v1/nodes/n1";
 const MODELS: &str = "/apis/larder.dev/v1alpha1/cachedmodels";
@@ -24,7 +25,7 @@ const NODE_CACHE: &str = "/apis/larder.dev/v1alpha1/nodecaches/n1";
 
 /// A model by its source.
 fn named(source: &str) -> Name {
-    Name::parse(Verb::Rm, source, &[], &[]).expect("a name")
+    Name::parse(Verb::Rm, source, &At::usual(&Endpoints::default()), &[], &[]).expect("a name")
 }
 
 /// A daemon's part of it, and where its models come from.

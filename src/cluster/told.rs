@@ -177,7 +177,7 @@ mod tests {
 
     fn asked(name: &str) -> Asked {
         let spec = CachedModelSpec { source: format!("s3://models/{name}/"), ..CachedModelSpec::default() };
-        asked::read(name, Ok(&spec), &|_| name != "refused")
+        asked::read(name, Ok(&spec), &|_| name != "refused", &|source, _| source.to_string())
     }
 
     fn standing(name: &str, state: Progressing, bytes_done: u64) -> Standing {

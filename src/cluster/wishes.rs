@@ -12,6 +12,8 @@ use super::attempts::chance;
 use super::objects::CachedModel;
 use super::{Own, Settings};
 use crate::cache::{Cache, List, Want};
+use crate::domain::Source;
+use crate::fetch::Selection;
 
 /// A model that turns up while daemons run reaches all of them in the same moment. Each begins
 /// somewhere in this time, or the origin would see a thousand listings and first parts at once. Those
@@ -32,14 +34,15 @@ pub fn models(objects: &BTreeMap<String, DeserializeGuard<CachedModel>>) -> Mode
 }
 
 /// What is asked of a node with these labels.
-fn asked_of(own: &Own, models: &Models, settings: &Settings) -> Vec<Asked> {
+fn asked_of(own: &Own, models: &Models, settings: &Settings, cache: &Cache) -> Vec<Asked> {
+    let record_id = |source: &Source, selection: &Selection| cache.record_id(source, selection);
     let mut asked = Vec::new();
     for (name, model) in models {
         match model {
             Ok(model) if !asked::selects(&model.spec.node_selector, &own.labels) => {}
-            Ok(model) => asked.push(asked::read(name, Ok(&model.spec), &*settings.allows)),
+            Ok(model) => asked.push(asked::read(name, Ok(&model.spec), &*settings.allows, &record_id)),
             // Whom it is meant for is not known either.
-            Err(why) => asked.push(asked::read(name, Err(why.clone()), &*settings.allows)),
+            Err(why) => asked.push(asked::read(name, Err(why.clone()), &*settings.allows, &record_id)),
         }
     }
     asked
@@ -57,7 +60,7 @@ pub async fn follow(
         let both = (own.borrow_and_update().clone(), models.borrow_and_update().clone());
         let is_done = match both {
             // Until both are known whole, what an earlier life pinned stays pinned.
-            (Some(own), Some(models)) => take_up(cache, asked_of(&own, &models, settings), &tell).await,
+            (Some(own), Some(models)) => take_up(cache, asked_of(&own, &models, settings, cache), &tell).await,
             _ => true,
         };
         tokio::select! {

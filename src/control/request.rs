@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{Api, Rights};
-use crate::cache::named::{Name, Verb};
-use crate::cache::{LeaseWish, Owner, Wish};
+use crate::cache::named::{At, Name, Verb};
+use crate::cache::{Endpoints, LeaseWish, Owner, Wish};
 use crate::domain::Source;
+use crate::domain::endpoint::endpoint_of;
 use crate::fetch::Selection;
 use crate::report::{Exit, Failure};
 
@@ -31,6 +32,9 @@ pub struct EnsureBody {
     include: Vec<String>,
     #[serde(default)]
     exclude: Vec<String>,
+    /// The server that it is to be from: of a daemon that has another one it is refused.
+    #[serde(default)]
+    endpoint_url: Option<String>,
     #[serde(default)]
     fresh: bool,
     /// Answer `ready` as soon as the files are known, where there is a mount to read them in.
@@ -54,6 +58,9 @@ pub struct ModelBody {
     include: Vec<String>,
     #[serde(default)]
     exclude: Vec<String>,
+    /// The server that it came from, where not the daemon's own.
+    #[serde(default)]
+    endpoint_url: Option<String>,
 }
 
 /// `POST /v1/remove`.
@@ -65,6 +72,9 @@ pub struct RemoveBody {
     include: Vec<String>,
     #[serde(default)]
     exclude: Vec<String>,
+    /// The server that it came from, where not the daemon's own.
+    #[serde(default)]
+    endpoint_url: Option<String>,
 }
 
 /// `POST /v1/release`.
@@ -85,6 +95,8 @@ pub struct VerifyBody {
     #[serde(default)]
     exclude: Vec<String>,
     #[serde(default)]
+    endpoint_url: Option<String>,
+    #[serde(default)]
     pub repair: bool,
 }
 
@@ -93,8 +105,8 @@ impl ModelBody {
     ///
     /// # Errors
     /// [`Exit::Usage`].
-    pub fn name(&self, verb: Verb) -> Result<Name, Failure> {
-        name(verb, &self.model, &self.include, &self.exclude)
+    pub fn name(&self, verb: Verb, own: &Endpoints) -> Result<Name, Failure> {
+        name(verb, &self.model, own, self.endpoint_url.as_deref(), &self.include, &self.exclude)
     }
 }
 
@@ -103,8 +115,9 @@ impl RemoveBody {
     ///
     /// # Errors
     /// [`Exit::Usage`].
-    pub fn names(&self) -> Result<Vec<Name>, Failure> {
-        self.models.iter().map(|model| name(Verb::Rm, model, &self.include, &self.exclude)).collect()
+    pub fn names(&self, own: &Endpoints) -> Result<Vec<Name>, Failure> {
+        let url = self.endpoint_url.as_deref();
+        self.models.iter().map(|model| name(Verb::Rm, model, own, url, &self.include, &self.exclude)).collect()
     }
 
     /// The same as they were written.
@@ -118,21 +131,51 @@ impl VerifyBody {
     ///
     /// # Errors
     /// [`Exit::Usage`].
-    pub fn name(&self) -> Result<Option<Name>, Failure> {
+    pub fn name(&self, own: &Endpoints) -> Result<Option<Name>, Failure> {
         let Some(model) = &self.model else {
             if self.include.is_empty() && self.exclude.is_empty() {
                 return Ok(None);
             }
             return Err(Failure::new(Exit::Usage, "`include` and `exclude` go with a `model`"));
         };
-        name(Verb::Verify, model, &self.include, &self.exclude).map(Some)
+        let url = self.endpoint_url.as_deref();
+        name(Verb::Verify, model, own, url, &self.include, &self.exclude).map(Some)
     }
 }
 
-/// Reads a name with its globs.
-pub fn name(verb: Verb, model: &str, include: &[String], exclude: &[String]) -> Result<Name, Failure> {
+/// One URI at two servers is two models, and a daemon brings those of its own.
+fn check_endpoint(source: &Source, asked: Option<&str>, own: &Endpoints) -> Result<(), Failure> {
+    let Some(asked) = asked.map(Endpoints::at) else { return Ok(()) };
+    asked.check(source)?;
+    let (theirs, ours) = (asked.origin(source), own.origin(source));
+    if theirs == ours {
+        return Ok(());
+    }
+    let url = |origin: &str| endpoint_of(origin).unwrap_or_default();
+    Err(Failure::hinted(
+        Exit::Usage,
+        format!("`{source}` comes from `{}` here, and not from `{}`", url(&ours), url(&theirs)),
+        "`endpoint_url` in the daemon's configuration says where models come from; for another server, name another store with --store",
+    ))
+}
+
+/// Reads a name with its globs. Of a daemon that reaches buckets at `own` servers it is of those, unless
+/// another is said.
+pub fn name(
+    verb: Verb,
+    model: &str,
+    own: &Endpoints,
+    endpoint_url: Option<&str>,
+    include: &[String],
+    exclude: &[String],
+) -> Result<Name, Failure> {
     check_count(include, exclude)?;
-    Name::parse(verb, model, include, exclude)
+    let at = match endpoint_url {
+        // The one who asks may have another usual server.
+        Some(url) => At::given(url, Some(own).filter(|own| own.have(url))),
+        None => At::usual(own),
+    };
+    Name::parse(verb, model, &at, include, exclude)
 }
 
 fn check_count(include: &[String], exclude: &[String]) -> Result<(), Failure> {
@@ -184,6 +227,7 @@ impl EnsureBody {
                 "the settings `sources` and `policy` of larder's daemon say what may",
             ));
         }
+        check_endpoint(&source, self.endpoint_url.as_deref(), api.cache.endpoints())?;
         check_count(&self.include, &self.exclude)?;
         let selection = Selection::new(&self.include, &self.exclude)?;
         let lease = match self.lease.as_deref() {

@@ -220,13 +220,15 @@ async fn model(api: &Arc<Api>, query: &str) -> Answered {
     };
     let read = || {
         let name = values("name")?.into_iter().next().filter(|name| !name.is_empty())?;
-        Some((name, values("include")?, values("exclude")?))
+        Some((name, values("include")?, values("exclude")?, values("endpoint_url")?.into_iter().next()))
     };
-    let Some((name, include, exclude)) = read() else {
+    let Some((name, include, exclude, endpoint_url)) = read() else {
         let want = "want /v1/model?name=SOURCE, with include=GLOB and exclude=GLOB where it was pulled with globs, or 6 or more digits of a digest as the name";
         return Err(Failure::new(Exit::Usage, want).into());
     };
-    let shown = api.cache.show(request::name(Verb::Inspect, &name, &include, &exclude)?).await?;
+    let own = api.cache.endpoints();
+    let name = request::name(Verb::Inspect, &name, own, endpoint_url.as_deref(), &include, &exclude)?;
+    let shown = api.cache.show(name).await?;
     Ok(answer::json(StatusCode::OK, &shown))
 }
 
@@ -264,20 +266,20 @@ fn encoded<T: Serialize>(value: &T) -> Result<Bytes, Failure> {
 
 async fn set_pinned(api: &Arc<Api>, request: Request<Incoming>, pinned: bool) -> Answered {
     let body: ModelBody = read(request).await?;
-    let name = body.name(if pinned { Verb::Pin } else { Verb::Unpin })?;
+    let name = body.name(if pinned { Verb::Pin } else { Verb::Unpin }, api.cache.endpoints())?;
     let models = api.cache.set_pinned(name, pinned).await?;
     Ok(answer::json(StatusCode::OK, &json!({"models": models, "pinned": pinned})))
 }
 
 async fn remove(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
     let body: RemoveBody = read(request).await?;
-    let freed = api.cache.remove(body.names()?).await?;
+    let freed = api.cache.remove(body.names(api.cache.endpoints())?).await?;
     Ok(answer::json(StatusCode::OK, &json!({"removed": body.models(), "bytes_freed": freed})))
 }
 
 async fn hash_again(api: &Arc<Api>, request: Request<Incoming>) -> Answered {
     let body: VerifyBody = read(request).await?;
-    Ok(verify::answer(api, body.name()?, body.repair))
+    Ok(verify::answer(api, body.name(api.cache.endpoints())?, body.repair))
 }
 
 async fn release(api: &Arc<Api>, request: Request<Incoming>) -> Answered {

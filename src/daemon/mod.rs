@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::cache::{Cache, Pods, Settings, Watermarks};
+use crate::cache::{Cache, Endpoints, Pods, Settings, Watermarks};
 use crate::cluster;
 use crate::config::{Caller, Config, Loaded, MountAt};
 use crate::control::{self, Api, Phase, Rights};
@@ -67,14 +67,18 @@ pub fn run(loaded: &Loaded, serving: impl FnOnce()) -> Result<Exit, Failure> {
         tracing::error!("the store is read-only, {why}: what is here is given out, and nothing is pulled or evicted");
     }
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-    let cache = Cache::open(store, settings(config), Arc::clone(&metrics))?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = |name, threads| runtime::start(name, threads, BLOCKING_THREADS_MAX);
     // Pulls wait for the disk and for origins, and have what they may fill to themselves.
     let (pulls, runtime) = (runtime("pull", cores.clamp(2, ASYNC_THREADS_MAX))?, runtime("serve", SERVING_THREADS)?);
-    cache.set_pulls(pulls.handle().clone());
-    #[expect(clippy::disallowed_methods, reason = "the daemon's one entry into the runtime")]
-    let served = runtime.block_on(serve(loaded, &cache, pulls.handle(), metrics, stop, started, serving));
+    #[expect(clippy::disallowed_methods, reason = "the daemon's entries into the runtime")]
+    let served = {
+        // Once for all its life: a name means the same model until it ends.
+        let endpoints = runtime.block_on(Endpoints::resolve(config.endpoint_url.as_deref()));
+        let cache = Cache::open(store, settings(config, endpoints), Arc::clone(&metrics))?;
+        cache.set_pulls(pulls.handle().clone());
+        runtime.block_on(serve(loaded, &cache, pulls.handle(), metrics, stop, started, serving))
+    };
     if let (Ok(exit), Some(MountAt::Keeper(_))) = (&served, &config.mount) {
         // Without winding anything up: a read that waits would be answered with an error, and the
         // next daemon can answer it.
@@ -101,7 +105,7 @@ fn wait_for_directories(config: &Config) {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, endpoints: Endpoints) -> Settings {
     Settings {
         waits_for_room: true,
         watermarks: Watermarks { high: config.high_watermark, low: config.low_watermark },
@@ -111,7 +115,7 @@ fn settings(config: &Config) -> Settings {
             anonymous: config.anonymous,
             requester_pays: config.requester_pays,
             region: config.region.clone(),
-            endpoint: config.endpoint_url.clone(),
+            endpoints,
             keys: None,
         },
     }

@@ -15,6 +15,7 @@
 mod checksum;
 mod chunk_set;
 mod digest;
+pub mod endpoint;
 mod grid;
 mod load_order;
 mod manifest;

@@ -2,7 +2,7 @@
 //!
 //! `s3://bucket/models/llama` is `sources/s3/bucket/models/llama@`. The `@` keeps the link of a
 //! source apart from the directory of those below it. A source pulled with globs has the id of its
-//! record behind the `@`.
+//! record behind the `@`, and so has one that is here from another server than the daemon's.
 
 use std::collections::BTreeMap;
 

@@ -13,7 +13,7 @@ use super::links::{At, Links, relative};
 use super::lock;
 use super::node::{Key, Node, Sealed};
 use crate::cache::{ARRIVING, Cache};
-use crate::domain::{Digest, Manifest};
+use crate::domain::{Digest, Manifest, Source};
 use crate::store::{self, SourceRecord};
 
 /// The directory of links.
@@ -403,7 +403,8 @@ impl Tree {
         }
         let mut fresh = Links::default();
         self.cache.store().view().each_source(&mut |record, _| {
-            let selection = (!record.include.is_empty() || !record.exclude.is_empty()).then(|| record.id());
+            let has_globs = !record.include.is_empty() || !record.exclude.is_empty();
+            let selection = (has_globs || !self.is_own(&record)).then(|| record.id());
             let target = match record.manifest {
                 Some(digest) => digest.to_string(),
                 None => format!("{ARRIVING}/{}", record.listing()),
@@ -413,6 +414,11 @@ impl Tree {
         let fresh = Arc::new(fresh);
         *links = Some((Instant::now(), Arc::clone(&fresh)));
         Ok(fresh)
+    }
+
+    /// Whether a source came from where this daemon has it: one URI at two servers is two models.
+    fn is_own(&self, record: &SourceRecord) -> bool {
+        Source::parse(&record.source).is_ok_and(|source| record.is_from(&self.cache.endpoints().origin(&source)))
     }
 
     /// Remembers every node there is, once in a while.

@@ -17,13 +17,13 @@ use google_cloud_storage::read_resume_policy::NeverResume;
 use http::Method;
 use serde::Deserialize;
 
+use super::endpoints;
 use super::keys::{Keys, Kind};
 use super::objects::{self, Bounds, Entry};
 use super::transport::{self, ANSWER_TIMEOUT, Refused};
 use super::{Body, Error, Listing, Options, Remote};
 use crate::domain::{Checksum, Claims, Object, Source, Version};
 
-const ENDPOINT: &str = "https://storage.googleapis.com";
 const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
 /// A page of 1,000 objects is below 1 MiB.
 const PAGE_LEN_MAX: usize = 8 << 20;
@@ -38,6 +38,7 @@ pub(super) struct Gcs {
     credentials: Credentials,
     http: reqwest::Client,
     endpoint: String,
+    origin: String,
 }
 
 #[derive(Deserialize)]
@@ -62,12 +63,9 @@ struct Item {
 impl Gcs {
     /// Reads the settings users have and prepares the clients. Makes no request to the bucket.
     pub(super) async fn open(source: &Source, options: &Options) -> Result<Self, Error> {
-        let emulator = std::env::var("STORAGE_EMULATOR_HOST").ok().filter(|host| !host.is_empty());
-        let emulator = emulator.map(|host| if host.contains("://") { host } else { format!("http://{host}") });
-        let endpoint = options.endpoint.clone().or_else(|| emulator.clone()).unwrap_or_else(|| ENDPOINT.to_owned());
-        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        let endpoint = options.endpoints.gcs().to_owned();
         let uri = source.to_string();
-        transport::check_endpoint(&uri, &endpoint)?;
+        options.endpoints.check(source)?;
         let unusable = |detail: String| Error::Credentials { uri: uri.clone(), detail };
         let credentials = match options.keys.as_ref().map(Keys::kind) {
             Some(Kind::Google(json)) => {
@@ -78,7 +76,7 @@ impl Gcs {
                     .build();
                 built.map_err(|e| unusable(transport::chain(&e)))?
             }
-            _ if options.anonymous || emulator.is_some() => credentials::anonymous::Builder::new().build(),
+            _ if options.anonymous || endpoints::emulator().is_some() => credentials::anonymous::Builder::new().build(),
             _ => {
                 let built = credentials::Builder::default().with_scopes([SCOPE]).build();
                 built.map_err(|e| unusable(transport::chain(&e)))?
@@ -94,7 +92,14 @@ impl Gcs {
             storage.build().await.map_err(|e| Error::Settings { uri: uri.clone(), detail: transport::chain(&e) })
         };
         let storage = transport::in_time(ANSWER_TIMEOUT, &uri, "answer of the metadata server", storage).await?;
-        Ok(Self { source: source.clone(), storage, credentials, http: transport::client()?, endpoint })
+        Ok(Self {
+            source: source.clone(),
+            storage,
+            credentials,
+            http: transport::client()?,
+            endpoint,
+            origin: options.endpoints.origin(source),
+        })
     }
 
     /// One page of the listing: the token of the credentials, the question and the whole answer.
@@ -233,7 +238,7 @@ impl Remote for Gcs {
     }
 
     fn origin(&self) -> String {
-        format!("gs {}", self.endpoint)
+        self.origin.clone()
     }
 }
 

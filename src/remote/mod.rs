@@ -5,6 +5,7 @@
 //! knows how far a body came and what else is in flight. The small calls that the AWS SDK makes
 //! for S3 (listings, stored checksums) are tried three times by the SDK before they fail here.
 
+mod endpoints;
 mod error;
 mod file;
 mod gcs;
@@ -24,6 +25,7 @@ use futures::Stream;
 
 use crate::domain::{Claims, Object, Scheme, Source};
 
+pub use endpoints::Endpoints;
 pub use error::Error;
 pub use keys::Keys;
 
@@ -79,8 +81,8 @@ pub struct Options {
     pub requester_pays: bool,
     /// Region, in place of what the environment or profile says.
     pub region: Option<String>,
-    /// Endpoint URL, likewise.
-    pub endpoint: Option<String>,
+    /// The servers of buckets.
+    pub endpoints: Endpoints,
     /// Credentials, likewise.
     pub keys: Option<Keys>,
 }

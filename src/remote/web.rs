@@ -12,8 +12,8 @@ use http::{HeaderMap, Method, StatusCode, header};
 
 use super::objects::ETAG_LEN_MAX;
 use super::transport::{self, ANSWER_TIMEOUT, Refused};
-use super::{Body, Error, Listing, Remote};
-use crate::domain::{Claims, ModelPath, Object, Scheme, Source, Version};
+use super::{Body, Endpoints, Error, Listing, Remote};
+use crate::domain::{Claims, ModelPath, Object, Source, Version};
 
 /// One URL.
 #[derive(Debug)]
@@ -164,8 +164,7 @@ impl Remote for Web {
     }
 
     fn origin(&self) -> String {
-        let scheme = if self.source.scheme() == Scheme::Https { "https" } else { "http" };
-        format!("{scheme} {}", self.source.authority())
+        Endpoints::default().origin(&self.source)
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::error::AtPath as _;
 use super::unreadable::{Met, Unreadable};
 use super::{Error, Layout, ObjectId, Shelf, document, fsx};
+use crate::domain::endpoint::{canonical_origin, endpoint_of};
 use crate::domain::{Checksum, Digest, Manifest, ModelPath, Text, Version};
 
 const FORM: u32 = 1;
@@ -61,18 +62,36 @@ impl SourceRecord {
         Self { larder_source: FORM, source, origin, include, exclude, manifest: None, listed_at, files: Vec::new() }
     }
 
-    /// The file name of this record: one for each source and selection of its files.
+    /// The file name of this record: one for each source at an origin, and each selection of its files.
+    #[must_use]
+    pub fn id(&self) -> String {
+        Self::id_of(&self.source, &self.origin, &self.include, &self.exclude)
+    }
+
+    /// The id of the record that a source has, or would have.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "strings always encode")]
-    pub fn id(&self) -> String {
+    pub fn id_of(source: &str, origin: &str, include: &[String], exclude: &[String]) -> String {
         // The order of globs means nothing.
         let set = |globs: &[String]| globs.iter().cloned().collect::<BTreeSet<String>>();
-        let key = (name_of_source(&self.source), set(&self.include), set(&self.exclude));
+        let key = (name_of_source(source), canonical_origin(origin), set(include), set(exclude));
         let text = serde_json::to_vec(&key).expect("strings always encode");
         blake3::hash(&text).to_hex()[..32].to_owned()
     }
 
-    /// Whether it is the record of that source and selection.
+    /// Whether it came from that origin: earlier builds wrote endpoints as they were given.
+    #[must_use]
+    pub fn is_from(&self, origin: &str) -> bool {
+        canonical_origin(&self.origin) == origin
+    }
+
+    /// The server of its bucket; none of what is in no bucket.
+    #[must_use]
+    pub fn endpoint_url(&self) -> Option<String> {
+        endpoint_of(&self.origin)
+    }
+
+    /// Whether it is the record of that source, at whichever origin, and that selection.
     #[must_use]
     pub fn is_of(&self, source: &str, include: &[String], exclude: &[String]) -> bool {
         let same = |a: &[String], b: &[String]| a == b || a.iter().collect::<BTreeSet<_>>() == b.iter().collect();
@@ -363,34 +382,47 @@ mod tests {
         assert_eq!(directory_count(paths[..1].iter()), 1);
     }
 
-    fn record(source: &str, exclude: &[&str]) -> SourceRecord {
+    fn record(source: &str, origin: &str, exclude: &[&str]) -> SourceRecord {
         let exclude = exclude.iter().map(|glob| (*glob).to_owned()).collect();
-        SourceRecord::new(source.to_owned(), "o".into(), Vec::new(), exclude)
+        SourceRecord::new(source.to_owned(), origin.into(), Vec::new(), exclude)
     }
 
     #[test]
-    fn an_id_is_of_one_source_and_one_selection() {
+    fn an_id_is_of_one_source_at_one_origin_and_one_selection() {
+        let (amazon, own) = ("s3 https://s3.amazonaws.com", "s3 http://127.0.0.1:9000");
         let ids: BTreeSet<String> = [
-            record("s3://b/m", &[]),
-            record("s3://b/m/", &[]),
-            record("s3://b/m/", &["a"]),
-            record("s3://b/m/", &["a", "b"]),
-            record("file:///m", &[]),
+            record("s3://b/m", amazon, &[]),
+            record("s3://b/m/", amazon, &[]),
+            record("s3://b/m/", own, &[]),
+            record("s3://b/m/", own, &["a"]),
+            record("s3://b/m/", own, &["a", "b"]),
+            record("file:///m", "file", &[]),
         ]
         .map(|record| record.id())
         .into();
-        assert_eq!(ids.len(), 5);
-        assert_eq!(record("file:///m/", &[]).id(), record("file:///m", &[]).id());
+        assert_eq!(ids.len(), 6);
+        assert_eq!(record("file:///m/", "file", &[]).id(), record("file:///m", "file", &[]).id());
         // The order of globs means nothing.
-        let (one, other) = (record("s3://b/m/", &["a", "b"]), record("s3://b/m/", &["b", "a", "b"]));
+        let (one, other) = (record("s3://b/m/", own, &["a", "b"]), record("s3://b/m/", own, &["b", "a", "b"]));
         assert_eq!(one.id(), other.id());
         assert!(one.is_of(&other.source, &other.include, &other.exclude) && !one.is_of("s3://b/m", &[], &one.exclude));
     }
 
     #[test]
+    fn an_origin_of_an_earlier_build_is_known_again() {
+        let old = record("s3://b/m/", "s3 HTTP://us3r:p4ss@Minio:80/", &[]);
+        assert_eq!(old.id(), record("s3://b/m/", "s3 http://minio", &[]).id());
+        assert!(old.is_from("s3 http://minio") && !old.is_from("s3 http://minio:9000"));
+        assert_eq!(old.endpoint_url().as_deref(), Some("http://minio"));
+        for (source, origin) in [("file:///m", "file"), ("https://h:1/f", "https h:1")] {
+            assert_eq!(record(source, origin, &[]).endpoint_url(), None);
+        }
+    }
+
+    #[test]
     fn records_of_an_earlier_build_keep_their_pins() {
         let directory = tempfile::tempdir().expect("a directory");
-        let source = record("s3://b/m/", &[]);
+        let source = record("s3://b/m/", "s3 http://127.0.0.1:9000", &[]);
         let layout = {
             let store = super::super::Store::open(directory.path()).expect("a store");
             store.announce(&source).expect("written");

@@ -1,13 +1,14 @@
 //! A name means exactly one thing, with a daemon and without.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
-use larder_origins::Checksums;
+use larder_origins::{Checksums, Front, Origin};
 use serde_json::{Value, json};
 
-use crate::node::{Node, http};
-use crate::support::{Larder, Ran, origin_with_model, read_tree};
+use crate::node::{Node, damage, http};
+use crate::support::{Larder, Ran, origin_with_model, read_tree, s3_environment};
 
 const MODEL: &str = "s3://models/m/";
 const JSON: [&str; 3] = [MODEL, "--include", "*.json"];
@@ -215,4 +216,176 @@ fn a_slash_is_part_of_a_name() {
     larder.ok(&["rm", "s3://models/x"]);
     assert_eq!(texts("s3://models/x/"), [b"prefix"]);
     assert_eq!(larder.ok(&["ls", "--json"]).last_event()["pinned"], json!(true));
+}
+
+const X: &str = "s3://models/x/";
+
+/// Two servers with the same bucket and key, and other bytes.
+fn two_servers() -> (Origin, Origin) {
+    let server = |text: &str| {
+        let origin = Origin::start(Front::S3).expect("an origin");
+        origin.bucket().put("x/w", format!("of {text}").into_bytes(), Checksums::multipart());
+        origin
+    };
+    (server("a"), server("b"))
+}
+
+/// What the one file of a model says.
+fn text(path: &Ran) -> String {
+    let files = read_tree(Path::new(path.stdout.trim_end()));
+    String::from_utf8(files.into_values().next().expect("a file")).expect("text")
+}
+
+#[test]
+fn one_uri_at_two_servers_is_two_models() {
+    let (a, b) = two_servers();
+    let (at_a, at_b) = (a.url(), b.url());
+    let mut larder = Larder::at(&a);
+    let of = |larder: &Larder, args: &[&str]| text(&larder.ok(&[&["path", X], args].concat()));
+    larder.ok(&["prefetch", X]);
+    let told = larder.fails(66, &["path", X, "--endpoint-url", &at_b]);
+    assert!(told.contains(&format!("`{X}` of `{at_b}` is not in the store")), "{told}");
+    assert_eq!(candidates(&told), [["path", X]], "{told}");
+    larder.ok(&["prefetch", "--pin", X, "--endpoint-url", &at_b]);
+    assert_eq!((of(&larder, &[]), of(&larder, &["--endpoint-url", &at_a])), ("of a".to_owned(), "of a".to_owned()));
+    // However it is spelled.
+    let spelled = format!("{}/", at_b.replace("http:", "HTTP:"));
+    assert_eq!(of(&larder, &["--endpoint-url", &spelled]), "of b");
+
+    // What is from elsewhere says so, ready to be pasted.
+    let list = larder.ok(&["ls"]).stdout;
+    assert!(list.contains(&format!("{X} --endpoint-url {at_b} ")) && list.contains(&format!("{X}  ")), "{list}");
+    let urls: BTreeSet<String> =
+        larder.ok(&["ls", "--json"]).events().iter().map(|row| row["endpoint_url"].to_string()).collect();
+    assert_eq!(urls, [json!(at_a).to_string(), json!(at_b).to_string()].into());
+    let shown = larder.ok(&["inspect", X, "--endpoint-url", &at_b]);
+    assert!(shown.stdout.starts_with(&format!("source  {X} --endpoint-url {at_b}\n")), "{shown:?}");
+    assert!(shown.stdout.contains("pinned"), "{shown:?}");
+    assert!(!larder.ok(&["inspect", X]).stdout.contains("pinned"));
+    let copy = larder.scratch().join("copy");
+    larder.ok(&["export", X, copy.to_str().expect("text"), "--endpoint-url", &at_b]);
+    assert_eq!(read_tree(&copy)["w"], b"of b");
+
+    // With another server in the environment, that one is meant.
+    larder.set("AWS_ENDPOINT_URL", &*at_b);
+    assert_eq!(of(&larder, &[]), "of b");
+    larder.set("AWS_ENDPOINT_URL_S3", &*at_a);
+    assert_eq!(of(&larder, &[]), "of a");
+
+    // With none it is neither of two, and the only one that is left.
+    larder.set("AWS_ENDPOINT_URL", "");
+    larder.set("AWS_ENDPOINT_URL_S3", "");
+    for verb in ["path", "rm", "verify"] {
+        let told = larder.fails(64, &[verb, X]);
+        assert!(told.contains(&format!("`{X}` is here from 2 servers")), "{told}");
+        let listed = candidates(&told);
+        assert_eq!(listed.len(), 2, "{told}");
+        for candidate in listed.iter().filter(|_| verb != "rm") {
+            larder.ok(&candidate.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+    larder.ok(&["unpin", X, "--endpoint-url", &at_b]);
+    larder.ok(&["rm", X, "--endpoint-url", &at_a]);
+    assert_eq!(of(&larder, &[]), "of b");
+    assert_eq!(larder.ok(&["ls", "--json"]).events().len(), 1);
+
+    // A digest is of all servers, and no server is one with a password.
+    let digest = larder.ok(&["ls", "--json"]).last_event()["digest"].as_str().expect("a digest")[..12].to_owned();
+    larder.fails(64, &["rm", &digest, "--endpoint-url", &at_b]);
+    let told = larder.fails(64, &["path", X, "--endpoint-url", "http://us3r:p4ss@h"]);
+    assert!(!told.contains("p4ss"), "{told}");
+}
+
+#[test]
+fn a_model_is_mended_from_its_own_server_alone() {
+    let (a, b) = two_servers();
+    let larder = Larder::at(&a);
+    larder.ok(&["prefetch", X, "--endpoint-url", &b.url()]);
+    let path = larder.ok(&["path", X, "--endpoint-url", &b.url()]).stdout;
+    damage(&Path::new(path.trim_end()).join("w"));
+    let told = larder.run(&["verify", "--repair"]);
+    assert_eq!(told.code, Some(64), "{told:?}");
+    assert!(
+        told.stderr.contains(&format!("came from `{}`, and is not fetched again from another server", b.url())),
+        "{told:?}"
+    );
+    assert!(a.seen().is_empty(), "the other server is not even asked");
+    larder.fails(65, &["path", X, "--endpoint-url", &b.url()]);
+    larder.ok(&["verify", X, "--repair", "--endpoint-url", &b.url()]);
+    assert_eq!(text(&larder.ok(&["path", X, "--endpoint-url", &b.url()])), "of b");
+}
+
+#[test]
+fn a_daemon_means_its_own_server() {
+    let (a, b) = two_servers();
+    let (at_a, at_b) = (a.url(), b.url());
+    let mut node = Node::at(&a);
+    for origin in [&a, &b] {
+        let ran = node.larder(&["prefetch", X, "--endpoint-url", &origin.url()]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    node.start();
+    // What a pod asks for is the daemon's.
+    let pod = |node: &Node| {
+        text(&Ran {
+            stdout: node.ready(&json!({"source": X}))["path"].as_str().expect("a path").into(),
+            ..node.larder(&["ls"])
+        })
+    };
+    assert_eq!(pod(&node), "of a");
+
+    let ran = |args: &[&str]| node.larder(args);
+    assert_eq!(ran(&["pin", X, "--endpoint-url", &at_b]).stderr, format!("pinned {X} --endpoint-url {at_b}\n"));
+    let is_pinned = |url: &str| {
+        let (status, shown) = node.ask_admin("GET", &format!("/v1/model?name={X}&endpoint_url={url}"), None);
+        assert_eq!((status, &shown["endpoint_url"]), (200, &json!(url)), "{shown}");
+        shown["pinned"] == json!(true)
+    };
+    assert_eq!((is_pinned(&at_a), is_pinned(&at_b)), (false, true));
+    assert_eq!(ran(&["unpin", X]).code, Some(0));
+    assert_eq!((is_pinned(&at_a), is_pinned(&at_b)), (false, true));
+    assert_eq!(ran(&["rm", X]).code, Some(0));
+    let told = ran(&["rm", X]);
+    assert_eq!(told.code, Some(66), "{told:?}");
+    let rm = ["rm".to_owned(), X.to_owned(), "--endpoint-url".to_owned(), at_b.clone()];
+    assert_eq!(candidates(&told.stderr), std::slice::from_ref(&rm), "{told:?}");
+
+    // It brings models of its own server alone, and says which that is.
+    let refused = ran(&["prefetch", X, "--endpoint-url", &at_b]);
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.stderr.contains(&format!("`{X}` comes from `{at_a}` here, and not from `{at_b}`")), "{refused:?}");
+    let mut other = node.command(&["prefetch", X]);
+    let refused = other.env("AWS_ENDPOINT_URL", &at_b).output().expect("larder");
+    assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+    assert_eq!(ran(&["prefetch", X, "--endpoint-url", &format!("{at_a}/")]).code, Some(0));
+    assert_eq!(pod(&node), "of a");
+    assert_eq!(ran(&["unpin", X, "--endpoint-url", &at_b]).code, Some(0));
+    assert_eq!(ran(&rm.each_ref().map(String::as_str)).code, Some(0));
+    assert_eq!(pod(&node), "of a");
+}
+
+/// The list of a daemon is of its own server too, and what is here from another stays what it is.
+#[test]
+fn a_daemon_that_moves_to_another_server_has_other_models() {
+    let (a, b) = two_servers();
+    let mut node = Node::at(&a);
+    node.set_list(&format!("[[prefetch]]\nsource = \"{X}\"\npin = true\n"));
+    node.start();
+    let is_ready = |status: &Value| status["prefetch"][0]["state"] == json!("ready");
+    node.until("the list", is_ready);
+    assert!(node.end());
+    for (name, value) in s3_environment(&b) {
+        node.set_variable(name, value);
+    }
+    node.start();
+    node.until("the list", |status| is_ready(status) && b.bytes_sent() > 0);
+    let path = node.ready(&json!({"source": X}))["path"].as_str().expect("a path").to_owned();
+    assert_eq!(fs::read_to_string(Path::new(&path).join("w")).expect("a file"), "of b");
+    let pins: BTreeSet<(String, bool)> = node
+        .larder(&["ls", "--json"])
+        .events()
+        .iter()
+        .map(|row| (row["endpoint_url"].as_str().expect("a URL").to_owned(), row["pinned"] == json!(true)))
+        .collect();
+    assert_eq!(pins, [(a.url(), false), (b.url(), true)].into());
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use larder::domain::{Source, check_paths};
-use larder::remote::{self, Options};
+use larder::remote::{self, Endpoints, Options};
 
 use crate::engine::{Target, outcome, sentence};
 
@@ -65,7 +65,7 @@ fn list(target: Target, source: &str, kind: &str) {
     let server = Server::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let source = Source::parse(source).expect("a source");
-    let options = Options { anonymous: true, endpoint: Some(server.url.clone()), ..Options::default() };
+    let options = Options { anonymous: true, endpoints: Endpoints::at(&server.url), ..Options::default() };
     let remote = runtime.block_on(remote::open(&source, &options)).expect("an origin");
     target.run(|input| {
         server.answer(whole(kind, input));

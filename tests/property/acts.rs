@@ -861,7 +861,7 @@ impl Stage<'_> {
     }
 
     pub fn begin(&mut self) -> Checked {
-        let life = Life::begin(&self.disk.store(), self.kubelet, self.world.endpoint(), self.recheck)?;
+        let life = Life::begin(&self.disk.store(), self.kubelet, &self.world.endpoint(), self.recheck)?;
         self.life = Some(life);
         self.answered.clear();
         self.unsure.clear();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use larder::cache::{Cache, Event, Granted, LeaseWish, Owner, Pods, Settings, Watermarks, Wish};
+use larder::cache::{Cache, Endpoints, Event, Granted, LeaseWish, Owner, Pods, Settings, Watermarks, Wish};
 use larder::remote;
 use larder::report::Failure;
 use larder::store::Store;
@@ -40,7 +40,7 @@ pub struct Answer {
 
 impl Life {
     /// Opens the store as a daemon does. What another boot left is not proven yet.
-    pub fn begin(store: &Path, kubelet: &Path, endpoint: String, recheck: Duration) -> Result<Self, String> {
+    pub fn begin(store: &Path, kubelet: &Path, endpoint: &str, recheck: Duration) -> Result<Self, String> {
         let started = Instant::now();
         let store = loop {
             // Threads of the life before may still be at work: the kernel waits for those of a
@@ -63,7 +63,7 @@ impl Life {
                 anonymous: true,
                 requester_pays: false,
                 region: Some("us-east-1".to_owned()),
-                endpoint: Some(endpoint),
+                endpoints: Endpoints::at(endpoint),
                 keys: None,
             },
         };

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use larder::cache::{Granted, Owner, Ready};
+use larder::cache::{Endpoints, Granted, Owner, Ready};
 use larder::domain::Digest;
+use larder::store::SourceRecord;
 
 use crate::disk::Disk;
 use crate::life::Life;
@@ -119,9 +120,9 @@ impl Stage<'_> {
 
     /// The record id of a wish.
     pub fn id(&self, wish: usize) -> String {
-        let wish =
-            larder::cache::Wish::new(self.world.source(wish), selection(wish), false, larder::cache::LeaseWish::None);
-        wish.record_id()
+        let (source, selection) = (self.world.source(wish), selection(wish));
+        let origin = Endpoints::at(&self.world.endpoint()).origin(&source);
+        SourceRecord::id_of(&source.to_string(), &origin, selection.include(), selection.exclude())
     }
 
     /// The model that a wish is for, now.

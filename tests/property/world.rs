@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use larder::cache::named::{Name, Verb};
+use larder::cache::Endpoints;
+use larder::cache::named::{At, Name, Verb};
 use larder::domain::{Digest, Manifest, ManifestEntry, ModelPath, Source, load_order};
 use larder::fetch::Selection;
 use larder_origins::{Checksums, Fault, Front, Noise, Origin};
@@ -188,7 +189,8 @@ impl World {
     /// What a wish is called.
     pub fn name(&self, wish: usize) -> Name {
         let exclude: Vec<String> = WISHES[wish].1.iter().map(|glob| (*glob).to_owned()).collect();
-        Name::parse(Verb::Rm, &self.uri(wish), &[], &exclude).expect("a name")
+        let endpoints = Endpoints::at(&self.endpoint());
+        Name::parse(Verb::Rm, &self.uri(wish), &At::usual(&endpoints), &[], &exclude).expect("a name")
     }
 
     pub fn source(&self, wish: usize) -> Source {
@@ -212,7 +214,7 @@ impl World {
 
 /// A model by its digest.
 pub fn by_digest(digest: &str) -> Name {
-    Name::parse(Verb::Rm, digest, &[], &[]).expect("a name")
+    Name::parse(Verb::Rm, digest, &At::usual(&Endpoints::default()), &[], &[]).expect("a name")
 }
 
 pub fn selection(wish: usize) -> Selection {

@@ -52,7 +52,8 @@ impl S3 {
         location(&source.to_string(), &format!("{}x", objects::directory(source.path())))?;
         let http = transport::client()?;
         let settings = settings(&http, options).await;
-        let endpoint = endpoint(&settings, options);
+        options.endpoints.check(source)?;
+        let endpoint = options.endpoints.s3().map(str::to_owned);
         let region = settings.region().map_or_else(|| REGION_DEFAULT.to_owned(), ToString::to_string);
         let path_style = path_style(endpoint.as_deref(), source.authority());
         let bad = |detail: String| Error::Settings { uri: source.to_string(), detail };
@@ -61,9 +62,6 @@ impl S3 {
                 "{region:?} is no region: letters, digits, `-`, `_` and `.` only (is there a newline at its end?)"
             );
             return Err(bad(detail));
-        }
-        if let Some(endpoint) = &endpoint {
-            transport::check_endpoint(&source.to_string(), endpoint)?;
         }
 
         let mut builder = AmazonS3Builder::new()
@@ -78,11 +76,12 @@ impl S3 {
             .force_path_style(path_style)
             .retry_config(RetryConfig::standard().with_max_attempts(3))
             .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(OPERATION_TIMEOUT).build());
+        // What the environment says may have been overruled.
+        config.set_endpoint_url(endpoint.clone());
         if let Some(endpoint) = &endpoint {
             builder = builder
                 .with_endpoint(with_bucket(endpoint, source.authority(), path_style))
                 .with_allow_http(endpoint.starts_with("http://"));
-            config = config.endpoint_url(endpoint);
         }
         if options.anonymous && options.keys.is_none() {
             builder = builder.with_skip_signature(true);
@@ -93,12 +92,11 @@ impl S3 {
             config = config.credentials_provider(chain).identity_cache(IdentityCache::no_cache());
         }
         let bytes = builder.build().map_err(|e| bad(transport::chain(&e)))?;
-        let host = endpoint.unwrap_or_else(|| "https://s3.amazonaws.com".to_owned());
         Ok(Self {
             source: source.clone(),
             bytes,
             api: aws_sdk_s3::Client::from_conf(config.build()),
-            origin: format!("s3 {}", host.trim_end_matches('/')),
+            origin: options.endpoints.origin(source),
             requester_pays: options.requester_pays,
         })
     }
@@ -116,7 +114,7 @@ async fn settings(http: &reqwest::Client, options: &Options) -> aws_config::SdkC
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(sdk::SdkHttp(http.clone()));
     if let Some(region) = &options.region {
         loader = loader.region(Region::new(region.clone()));
-    } else if options.anonymous || options.endpoint.is_some() {
+    } else if options.anonymous || options.endpoints.is_s3_given() {
         // The region chain ends at the instance's metadata, which takes seconds to say nothing.
         loader = loader.region(Region::new(
             std::env::var("AWS_REGION")
@@ -138,22 +136,6 @@ async fn settings(http: &reqwest::Client, options: &Options) -> aws_config::SdkC
 fn is_region(region: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     !region.is_empty() && region.len() <= REGION_LEN_MAX && region.bytes().all(plain)
-}
-
-/// `--endpoint`, then what AWS tools read: `AWS_ENDPOINT_URL_S3`, the profile's `services`
-/// section, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
-fn endpoint(settings: &aws_config::SdkConfig, options: &Options) -> Option<String> {
-    if let Some(endpoint) = &options.endpoint {
-        return Some(endpoint.clone());
-    }
-    let key = aws_types::service_config::ServiceConfigKey::builder()
-        .service_id("s3")
-        .env("AWS_ENDPOINT_URL")
-        .profile("endpoint_url")
-        .build()
-        .ok()?;
-    let own = settings.service_config().and_then(|config| config.load_config(key));
-    own.or_else(|| settings.endpoint_url().map(str::to_owned)).filter(|endpoint| !endpoint.is_empty())
 }
 
 /// Path style for other endpoints (most have no wildcard DNS) and for buckets with dots (their
