@@ -7,6 +7,7 @@ use std::path::Path;
 use larder_origins::{Checksums, Front, Origin};
 use serde_json::{Value, json};
 
+use crate::mount;
 use crate::node::{Node, damage, http};
 use crate::support::{Larder, Ran, origin_with_model, read_tree, s3_environment};
 
@@ -388,4 +389,55 @@ fn a_daemon_that_moves_to_another_server_has_other_models() {
         .map(|row| (row["endpoint_url"].as_str().expect("a URL").to_owned(), row["pinned"] == json!(true)))
         .collect();
     assert_eq!(pins, [(a.url(), false), (b.url(), true)].into());
+}
+
+/// An emulator of GCS and the profile's endpoint are servers like any other.
+#[test]
+fn a_name_is_of_the_server_that_the_environment_names() {
+    let gcs = |text: &str| {
+        let origin = Origin::start(Front::Gcs).expect("an origin");
+        origin.bucket().put("x/w", format!("of {text}").into_bytes(), Checksums::multipart());
+        origin
+    };
+    let ((a, b), (gs, other)) = (two_servers(), (gcs("gs"), gcs("other")));
+    let mut larder = Larder::new([("STORAGE_EMULATOR_HOST", gs.url().replace("http://", ""))]);
+    larder.ok(&["prefetch", "gs://models/x/"]);
+    larder.ok(&["prefetch", "--anonymous", "gs://models/x/", "--endpoint-url", &other.url()]);
+    let of = |larder: &Larder, args: &[&str]| text(&larder.ok(&[&["path"], args].concat()));
+    assert_eq!(of(&larder, &["gs://models/x/"]), "of gs");
+    assert_eq!(of(&larder, &["gs://models/x/", "--endpoint-url", &other.url()]), "of other");
+
+    let aws = larder.scratch().join(".aws");
+    fs::create_dir(&aws).expect("a directory");
+    let profile =
+        |name: &str, origin: &Origin| format!("[profile {name}]\nregion = x\nendpoint_url = {}\n", origin.url());
+    fs::write(aws.join("config"), profile("a", &a) + &profile("b", &b)).expect("a file");
+    for name in ["a", "b"] {
+        larder.set("AWS_PROFILE", name);
+        larder.ok(&["prefetch", "--anonymous", X]);
+        assert_eq!(of(&larder, &[X]), format!("of {name}"));
+    }
+    // The region is no part of it.
+    larder.set("AWS_REGION", "eu-central-1");
+    assert_eq!(of(&larder, &[X]), "of b");
+}
+
+#[test]
+fn a_link_in_the_mount_is_of_the_daemons_own_server() {
+    let (a, b) = two_servers();
+    let Some(mut node) = mount::mounting(&a) else { return };
+    for origin in [&b, &a] {
+        let ran = node.larder(&["prefetch", X, "--endpoint-url", &origin.url()]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    node.start();
+    let links = mount::root(&node).join("sources/s3/models");
+    let names: BTreeSet<String> = fs::read_dir(&links)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
+    let texts: Vec<String> =
+        names.iter().map(|name| fs::read_to_string(links.join(name).join("w")).expect("a file")).collect();
+    assert!(names.len() == 2 && names.first().expect("one") == "x@", "{names:?}");
+    assert_eq!(texts, ["of a", "of b"]);
 }
