@@ -301,7 +301,7 @@ impl Cache {
             let read = tokio::task::spawn_blocking(move || {
                 let mut buffer = vec![0; len];
                 if let Some(known) = cache.store().known(&id) {
-                    let bytes = cache.store().view().open_blob(&known.digest)?;
+                    let bytes = cache.store().view().open_blob(&known.digest, id.size)?;
                     match bytes.read_exact_at(&mut buffer, offset) {
                         Ok(()) => return Ok(Some(buffer)),
                         // It comes again, and then these bytes too.

@@ -265,5 +265,5 @@ fn files_of_record(view: &View, record: &SourceRecord) -> Vec<ListedFile> {
 
 /// Bytes of a blob that are here: all or none, because only the whole has a name.
 fn blob_here(view: &View, digest: &Digest, size: u64) -> u64 {
-    if view.has_blob(digest) && view.blob_len(digest) == size { size } else { 0 }
+    if view.has_sized_blob(digest, size) { size } else { 0 }
 }

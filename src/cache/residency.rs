@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
@@ -26,6 +26,10 @@ use crate::telemetry::Metrics;
 /// Evictions for one reservation: files that readers have open free nothing, and then the next
 /// model has to go.
 const ROUNDS_MAX: u32 = 4;
+
+/// For so long it is believed that the files of a complete model are what they were, unless some of
+/// them are known to be damaged: others may take files away, or cut them short.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Inodes have marks of their own where those of bytes are lower: kubelet evicts pods at 95 % of them,
 /// and there is nothing to be had from a disk that others fill with small files.
@@ -78,6 +82,8 @@ pub struct Resident {
     pub bytes: u64,
     /// What was known to be damaged when it was found complete.
     damage: Option<u64>,
+    /// When every file of it was looked at.
+    looked: Instant,
 }
 
 /// Complete models by their source's record id: a warm hit reads no manifest.
@@ -200,12 +206,14 @@ impl Residency {
             (known.models.get(record_id).cloned(), known.forgotten)
         };
         if let Some(known) = known
+            && known.looked.elapsed() < LOOK_AGAIN
             && self.is_still(&known)
         {
             return Ok(Some(known));
         }
         let view = self.store.view();
         // Before the look: what is found to be damaged meanwhile counts.
+        let looked = Instant::now();
         let damage = view.damage_stamp();
         let Some(record) = view.source(record_id)? else { return Ok(None) };
         let Some(digest) = record.manifest else { return Ok(None) };
@@ -224,6 +232,7 @@ impl Residency {
             files: manifest.files().len() as u64,
             bytes: manifest.size(),
             damage,
+            looked,
         });
         let mut known = lock(&self.known);
         if known.forgotten == forgotten {

@@ -77,18 +77,18 @@ async fn look_up_one(tools: &Tools, id: ObjectId, mut object: Object) -> Wanted 
 pub fn here(store: &Store, hold: &Hold, id: &ObjectId) -> Option<Have> {
     let known = store.known(id)?;
     let have = Have { digest: known.digest, checked: known.checked, equal_by: None };
-    held(store, hold, have)
+    held(store, hold, have, id.size)
 }
 
 /// A blob proven equal to the object; held from now on.
 pub fn equal(store: &Store, hold: &Hold, id: &ObjectId, object: &Object) -> Option<Have> {
-    held(store, hold, store.equal(id, object)?.into())
+    held(store, hold, store.equal(id, object)?.into(), id.size)
 }
 
 /// Between the look and the hold it may have been evicted.
-fn held(store: &Store, hold: &Hold, have: Have) -> Option<Have> {
+fn held(store: &Store, hold: &Hold, have: Have, size: u64) -> Option<Have> {
     hold.add(have.digest);
-    store.view().has_blob(&have.digest).then_some(have)
+    store.view().has_sized_blob(&have.digest, size).then_some(have)
 }
 
 /// Asks the origin for checksums it did not list. Checksums are a help, not a need: a failure

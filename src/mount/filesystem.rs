@@ -123,7 +123,7 @@ impl Answers {
     fn open_sealed(self: &Arc<Self>, unique: u64, number: INodeNo, sealed: &Sealed, reply: ReplyOpen) {
         let (handle, _) = self.opened(unique, sealed.digest);
         let close = || self.closed(handle, || Some(sealed.digest));
-        let open = || self.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other);
+        let open = || self.cache.store().view().open_blob(&sealed.digest, sealed.size).map_err(io::Error::other);
         // Also where it has an id already: a file that is gone, or known to be damaged, must not be
         // opened. The kernel looks its name up again.
         if !self.is_here(sealed) {
@@ -196,7 +196,7 @@ impl Answers {
     /// before the first open of this one.
     pub fn recall_opens(&self) {
         for digest in self.opens.all() {
-            let Ok(metadata) = self.cache.store().view().blob_metadata(&digest) else { continue };
+            let Some(metadata) = self.cache.store().view().copy_of_blob(&digest) else { continue };
             let sealed = Sealed::new(digest, &metadata);
             let number = Node::Sealed(sealed).number();
             if !self.is_backed(&sealed, INodeNo(number)) {
@@ -232,7 +232,7 @@ impl Answers {
 
     /// Whether this copy of a blob is still in the store.
     fn is_here(&self, sealed: &Sealed) -> bool {
-        let metadata = self.cache.store().view().blob_metadata(&sealed.digest);
+        let metadata = self.cache.store().view().blob_metadata(&sealed.digest, sealed.size);
         metadata.is_ok_and(|metadata| Sealed::new(sealed.digest, &metadata) == *sealed)
     }
 
@@ -264,7 +264,9 @@ impl Answers {
             let known = lock(&this.files).get(&handle).cloned();
             let file = match known {
                 Some(file) => file,
-                None => Arc::new(this.cache.store().view().open_blob(&sealed.digest).map_err(io::Error::other)?),
+                None => Arc::new(
+                    this.cache.store().view().open_blob(&sealed.digest, sealed.size).map_err(io::Error::other)?,
+                ),
             };
             let mut buffer = vec![0; len];
             let read = file.read_exact_at(&mut buffer, offset).map(|()| buffer);
@@ -304,7 +306,7 @@ impl Answers {
     /// blob itself is read ahead, which is what was meant. Those pages stay until memory is wanted:
     /// to take them away would be to wait for the kernel, where not even SIGKILL ends a wait.
     fn read_ahead(&self, sealed: &Sealed, offset: u64, len: usize, reply: ReplyData) {
-        if let Ok(file) = self.cache.store().view().open_blob(&sealed.digest) {
+        if let Ok(file) = self.cache.store().view().open_blob(&sealed.digest, sealed.size) {
             let _ =
                 rustix::fs::fadvise(&file, offset, std::num::NonZeroU64::new(len as u64), rustix::fs::Advice::WillNeed);
         }

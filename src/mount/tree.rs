@@ -312,7 +312,7 @@ impl Tree {
         };
         let object = record.object(file);
         if let Some(known) = self.cache.store().known(&object)
-            && let Ok(metadata) = self.cache.store().view().blob_metadata(&known.digest)
+            && let Ok(metadata) = self.cache.store().view().blob_metadata(&known.digest, object.size)
         {
             return Ok(Entry { name, node: Node::Sealed(Sealed::new(known.digest, &metadata)), lasts: Lasts::Moment });
         }
@@ -364,7 +364,7 @@ impl Tree {
         for file in manifest.files() {
             let (parent, name) = split(file.path.as_str());
             let names = directories.entry(parent.into()).or_default();
-            if let Ok(metadata) = view.blob_metadata(&file.digest) {
+            if let Ok(metadata) = view.blob_metadata(&file.digest, file.size) {
                 names.insert(name.into(), Node::Sealed(Sealed::new(file.digest, &metadata)));
             } else {
                 // Damaged, and on its way again: all others are as they were.

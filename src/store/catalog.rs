@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -126,11 +127,19 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// The same where nothing can be written: nothing is mended, and nothing can be appended.
+    /// The same where nothing can be written: nothing is mended, and nothing can be appended. Where it
+    /// cannot be read either it is empty, which costs no model.
     pub(super) fn open_unwritten(layout: &Layout) -> Result<Self, Error> {
         let path = layout.catalog();
-        let file = File::open(&path).at("open", &path)?;
-        let Loaded { index, lines, dropped } = load(&file, &path)?;
+        let opened = File::open(&path).and_then(|file| Ok((load(&file, &path).map_err(io::Error::other)?, file)));
+        let (Loaded { index, lines, dropped }, file) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the catalog cannot be read: what was pulled before is not known by it");
+                let nothing = Path::new("/dev/null");
+                (Loaded::default(), File::open(nothing).at("open", nothing)?)
+            }
+        };
         Ok(Self { file, index, lines, dropped })
     }
 
@@ -195,14 +204,15 @@ impl Catalog {
     }
 }
 
+#[derive(Default)]
 struct Loaded {
     index: Index,
     lines: usize,
     dropped: usize,
 }
 
-fn load(file: &File, path: &std::path::Path) -> Result<Loaded, Error> {
-    let mut loaded = Loaded { index: Index::default(), lines: 0, dropped: 0 };
+fn load(file: &File, path: &Path) -> Result<Loaded, Error> {
+    let mut loaded = Loaded::default();
     let read = each_line(file, |_, known| {
         match known {
             Some(known) => {

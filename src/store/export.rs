@@ -44,8 +44,9 @@ pub(super) fn export(
         let parent = to.parent().unwrap_or(directory);
         fsx::create_directories(parent).at("create", parent)?;
         exported.bytes += file.size;
-        let how =
-            sealed::with_path(layout, &file.digest, &file.path, |from| give(layout, file, from, &to, hard_links))?;
+        let how = sealed::with_path(layout, &file.digest, file.size, &file.path, |from| {
+            give(layout, file, from, &to, hard_links)
+        })?;
         *match how {
             How::Linked => &mut exported.linked,
             How::Reflinked => &mut exported.reflinked,

@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Grid, Manifest, Object, Text};
+use crate::domain::{Checksum, ChunkIndex, Claims, CrcKind, Digest, Grid, Manifest, ManifestEntry, Object, Text};
 
 use boot::BootId;
 pub use catalog::{Equal, Known, ObjectId};
@@ -297,14 +297,14 @@ impl Store {
     pub fn known(&self, id: &ObjectId) -> Option<Known> {
         let known = *self.catalog().index().find(id)?;
         let index::Recorded { digest, checked, .. } = known;
-        self.view.has_blob(&digest).then(|| Known { id: id.clone(), digest, checked, stated_md5: None })
+        self.view.has_sized_blob(&digest, id.size).then(|| Known { id: id.clone(), digest, checked, stated_md5: None })
     }
 
     /// A blob that the origin's own checksums prove equal to `object`.
     #[must_use]
     pub fn equal(&self, id: &ObjectId, object: &Object) -> Option<Equal> {
         let found = self.catalog().index().find_equal(id, object)?;
-        self.view.has_blob(&found.digest).then_some(found)
+        self.view.has_sized_blob(&found.digest, id.size).then_some(found)
     }
 
     /// Whether something of this size was ever pulled.
@@ -345,7 +345,7 @@ impl Store {
     pub fn sealed_before(&self, id: &ObjectId, hold: &Hold) -> Result<Option<Digest>, Error> {
         let Some(digest) = partial::sealed_before(self.layout(), id)? else { return Ok(None) };
         hold.add(digest);
-        if !self.view.has_blob(&digest) {
+        if !self.view.has_sized_blob(&digest, id.size) {
             return Ok(None);
         }
         self.learn(&Known::new(id.clone(), digest, None, &Claims::default()))?;
@@ -640,7 +640,8 @@ impl Store {
         Ok(lacking)
     }
 
-    /// Marks every blob that a model names and that is not here, as after a crash on a full disk.
+    /// Marks every blob that a model names and that is not here, or has another length, as after a crash
+    /// on a full disk.
     /// Reads every manifest.
     ///
     /// # Errors
@@ -649,7 +650,8 @@ impl Store {
         let mut missing = HashSet::new();
         for digest in models::all_manifests(self.layout())? {
             let Ok(manifest) = models::read_manifest(self.layout(), &digest) else { continue };
-            missing.extend(manifest.files().iter().map(|file| file.digest).filter(|blob| !self.view.has_blob(blob)));
+            let lacks = |file: &&ManifestEntry| !self.view.has_sized_blob(&file.digest, file.size);
+            missing.extend(manifest.files().iter().filter(lacks).map(|file| file.digest));
         }
         missing.iter().try_for_each(|digest| self.condemn(digest))
     }

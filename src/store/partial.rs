@@ -427,7 +427,7 @@ pub(super) fn sealed_before(layout: &Layout, id: &ObjectId) -> Result<Option<Dig
     let values: Vec<ChunkValue> = here.records.iter().map(|record| record.value).collect();
     let digest = here.present.is_complete().then(|| root_digest(&grid, &values)).flatten();
     // In another boot, recovery has proven or dropped what this boot's directory holds.
-    let digest = digest.filter(|digest| super::sealed::find(layout, digest).is_some());
+    let digest = digest.filter(|digest| super::sealed::sized(layout, digest, id.size).is_some());
     tracing::debug!(uri = %header.id.uri, ?digest, "found a journal without its bytes");
     forget(layout, &file_id)?;
     Ok(digest)

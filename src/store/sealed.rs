@@ -16,7 +16,8 @@ use crate::domain::{ChunkHasher, ChunkIndex, ChunkValue, Digest, FILE_MODE, Grid
 
 /// Gives complete bytes their digest as name. `from` is renamed away.
 pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[ChunkValue]) -> Result<(), Error> {
-    if find(layout, digest).is_none() {
+    let size = from.metadata().at("look at", from)?.len();
+    if sized(layout, digest, size).is_none() {
         if values.len() > 1 {
             write_values(layout, digest, values)?;
         }
@@ -24,7 +25,7 @@ pub(super) fn seal(layout: &Layout, from: &Path, digest: &Digest, values: &[Chun
         let to = layout.fresh_blob(digest);
         // Another object of the same bytes may have been sealed meanwhile, and a tree may show it. A
         // copy that is known to be wrong is no copy: this one takes its place.
-        if fsx::rename_unless(from, &to, || find(layout, digest).is_some()).at("rename", &to)? {
+        if fsx::rename_unless(from, &to, || sized(layout, digest, size).is_some()).at("rename", &to)? {
             return Ok(());
         }
     }
@@ -46,7 +47,7 @@ pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes], hold: &Hold) 
     }
     let digest = Digest::from_bytes(*hasher.finalize().as_bytes());
     hold.add(digest);
-    if find(layout, &digest).is_some() {
+    if sized(layout, &digest, slices.iter().map(|slice| slice.len() as u64).sum()).is_some() {
         return Ok(digest);
     }
     let scratch = fsx::scratch_name(&layout.scratch());
@@ -69,6 +70,25 @@ pub(super) fn seal_bytes(layout: &Layout, slices: &[bytes::Bytes], hold: &Hold) 
 /// them; whoever goes on to use the path calls [`with_path`].
 pub(super) fn find(layout: &Layout, digest: &Digest) -> Option<PathBuf> {
     found(layout, digest).map(|(path, _)| path)
+}
+
+/// The same of a blob that is so long: a copy of another length is wrong, whatever made it so, and is
+/// known to be from here on.
+pub(super) fn sized(layout: &Layout, digest: &Digest, size: u64) -> Option<(PathBuf, Metadata)> {
+    copies(layout, digest).find(|(path, metadata)| {
+        if damage::is_marked(layout, digest, metadata) {
+            return false;
+        }
+        if metadata.len() != size {
+            let path = path.display();
+            tracing::error!(%path, len = metadata.len(), size, "a blob has the wrong length on disk: it is fetched again");
+            if let Err(error) = damage::mark(layout, digest, Some(CopyId::of(metadata))) {
+                tracing::warn!(%error, "the damage cannot be written down, so others do not know it: `larder verify` finds it too");
+            }
+            return false;
+        }
+        true
+    })
 }
 
 /// What the disk says of a blob, in one look at each of its two places.
@@ -98,20 +118,21 @@ pub(super) fn condemned(layout: &Layout, digest: &Digest) -> Vec<(PathBuf, Metad
     copies(layout, digest).filter(|(_, metadata)| damage::is_marked(layout, digest, metadata)).collect()
 }
 
-/// Does something with a blob's path, once more where the blob was settled meanwhile.
+/// Does something with the path of a blob of this size, once more where it was settled meanwhile.
 ///
 /// # Errors
 /// [`Error::Absent`] in words of `what`; what `work` says.
 pub(super) fn with_path<T>(
     layout: &Layout,
     digest: &Digest,
+    size: u64,
     what: &dyn std::fmt::Display,
     mut work: impl FnMut(&Path) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let absent = || Error::Absent(format!("blob {digest} of `{what}`"));
-    let first = find(layout, digest).ok_or_else(absent)?;
+    let (first, _) = sized(layout, digest, size).ok_or_else(absent)?;
     match work(&first) {
-        Err(error) if !first.exists() => work(&find(layout, digest).ok_or(error)?),
+        Err(error) if !first.exists() => work(&sized(layout, digest, size).ok_or(error)?.0),
         other => other,
     }
 }

@@ -54,7 +54,8 @@ pub(super) fn mend(
     for file in manifest.files().iter().filter(|file| only.is_none_or(|only| file.digest == *only)) {
         let name = tree.join(file.path.as_str());
         let there = std::fs::symlink_metadata(&name).ok();
-        match (sealed::metadata(layout, &file.digest), there) {
+        let blob = sealed::sized(layout, &file.digest, file.size).map(|(_, metadata)| metadata);
+        match (blob, there) {
             (Some(blob), Some(there)) if is_shown(&there, &blob) => continue,
             (Some(_), there) => {
                 if there.is_some_and(|there| there.is_dir()) {
@@ -100,7 +101,8 @@ pub(super) fn take_out(directory: &Path, inode: u64) -> Result<bool, Error> {
 
 /// Makes a directory that was not there, or nothing.
 fn build(layout: &Layout, manifest: &Manifest, tree: &Path) -> Result<Mended, Error> {
-    let lacking = manifest.files().iter().filter(|file| sealed::find(layout, &file.digest).is_none()).count();
+    let lacking =
+        manifest.files().iter().filter(|file| sealed::sized(layout, &file.digest, file.size).is_none()).count();
     if lacking > 0 {
         return Ok(Mended { changed: false, lacking });
     }
@@ -145,7 +147,7 @@ fn put(layout: &Layout, file: &ManifestEntry, tree: &Path, name: &Path) -> Resul
 }
 
 fn link(layout: &Layout, file: &ManifestEntry, to: &Path) -> Result<(), Error> {
-    sealed::with_path(layout, &file.digest, &file.path, |from| match std::fs::hard_link(from, to) {
+    sealed::with_path(layout, &file.digest, file.size, &file.path, |from| match std::fs::hard_link(from, to) {
         Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
             std::fs::copy(from, to).and_then(|_| sealed::finish(to)).at("copy", to)
         }
@@ -219,9 +221,8 @@ pub(super) fn remove(layout: &Layout, digest: &Digest) -> Result<(), Error> {
 
 /// Whether a file of a model is here, and its name in the tree leads to it.
 pub(super) fn shows(layout: &Layout, file: &ManifestEntry, tree: &Path) -> bool {
-    let Some(blob) = sealed::metadata(layout, &file.digest) else { return false };
-    blob.len() == file.size
-        && std::fs::symlink_metadata(tree.join(file.path.as_str())).is_ok_and(|there| is_shown(&there, &blob))
+    let Some((_, blob)) = sealed::sized(layout, &file.digest, file.size) else { return false };
+    std::fs::symlink_metadata(tree.join(file.path.as_str())).is_ok_and(|there| is_shown(&there, &blob))
 }
 
 /// Whether every blob of the manifest is here, and every name of the tree leads to its own.
@@ -319,7 +320,7 @@ mod tests {
 
         let bad = store.scrub(&shared, &mut |_| true).expect("hashed").expect("to the end");
         assert!(!bad.is_empty() && !store.view().has_blob(&shared));
-        assert!(store.known(&id_of(SHARED)).is_none() && store.view().open_blob(&shared).is_err());
+        assert!(store.known(&id_of(SHARED)).is_none() && store.view().open_blob(&shared, SHARED.len() as u64).is_err());
         assert!(!first.join("sub/below/shared").exists() && !second.join("shared").exists());
         for model in [&one, &two] {
             assert!(!is_whole(&store, model));
@@ -356,7 +357,7 @@ mod tests {
         let (one, first, second) = {
             let store = Store::open(directory.path()).expect("a store");
             let ((one, first), (_, second)) = (publish(&store, "one", ONE), publish(&store, "two", TWO));
-            let copy = CopyId::of(&store.view().blob_metadata(&shared).expect("a blob"));
+            let copy = CopyId::of(&store.view().blob_metadata(&shared, SHARED.len() as u64).expect("a blob"));
             let stamp = store.view().damage_stamp();
             super::super::View::open(directory.path()).expect("a view").condemn(&shared, copy).expect("marked");
             assert!(!store.view().has_blob(&shared) && stamp != store.view().damage_stamp());

@@ -173,20 +173,28 @@ impl View {
         models::all_listings(&self.layout)
     }
 
-    /// The bytes of a sealed blob.
+    /// The bytes of a sealed blob, `size` of them: a copy of another length is wrong, and known to be
+    /// from here on.
     ///
     /// # Errors
     /// [`Error::Absent`]; [`Error::Io`].
-    pub fn open_blob(&self, digest: &Digest) -> Result<File, Error> {
-        sealed::with_path(&self.layout, digest, digest, |path| File::open(path).at("open", path))
+    pub fn open_blob(&self, digest: &Digest, size: u64) -> Result<File, Error> {
+        sealed::with_path(&self.layout, digest, size, digest, |path| File::open(path).at("open", path))
     }
 
-    /// The metadata of a sealed blob. [`CopyId`] tells it from another copy, fetched later.
+    /// The metadata of a sealed blob of this size. [`CopyId`] tells it from another copy, fetched later.
     ///
     /// # Errors
     /// [`Error::Absent`].
-    pub fn blob_metadata(&self, digest: &Digest) -> Result<Metadata, Error> {
-        sealed::metadata(&self.layout, digest).ok_or_else(|| Error::Absent(format!("blob {digest}")))
+    pub fn blob_metadata(&self, digest: &Digest, size: u64) -> Result<Metadata, Error> {
+        let found = sealed::sized(&self.layout, digest, size).map(|(_, metadata)| metadata);
+        found.ok_or_else(|| Error::Absent(format!("blob {digest}")))
+    }
+
+    /// The metadata of a sealed blob that is handed out, whatever its length.
+    #[must_use]
+    pub fn copy_of_blob(&self, digest: &Digest) -> Option<Metadata> {
+        sealed::metadata(&self.layout, digest)
     }
 
     /// A manifest, proven by its digest.
@@ -250,6 +258,13 @@ impl View {
     #[must_use]
     pub fn has_blob(&self, digest: &Digest) -> bool {
         sealed::find(&self.layout, digest).is_some()
+    }
+
+    /// Whether the blob is sealed here with all of its bytes. A copy of another length is wrong, and
+    /// known to be from here on.
+    #[must_use]
+    pub fn has_sized_blob(&self, digest: &Digest, size: u64) -> bool {
+        sealed::sized(&self.layout, digest, size).is_some()
     }
 
     /// The length of a sealed blob in bytes; 0 when it is not here.
@@ -333,7 +348,7 @@ impl Presence<'_> {
     /// Bytes of an object. Opens its journal where it is not sealed.
     fn of(&self, id: &ObjectId) -> u64 {
         match self.digest(id) {
-            Some(digest) if self.view.has_blob(&digest) => id.size,
+            Some(digest) if self.view.has_sized_blob(&digest, id.size) => id.size,
             _ => super::partial::peek(&self.view.layout, id),
         }
     }

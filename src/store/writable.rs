@@ -129,11 +129,10 @@ fn make_directories(layout: &Layout) -> Result<(), Error> {
     layout.directories().iter().try_for_each(|path| fsx::create_directories(path).at("create", path))
 }
 
-/// Whether a store that answers this may be read. Not of a full disk: from that something can go.
+/// Whether a store that answers this may be read: its file system is read-only or fails, or something
+/// of it is in the way, or another user's. Not of a full disk: from that something can go.
 fn is_unwritable(error: &Error) -> bool {
-    let Error::Io { source, .. } = error else { return false };
-    source.kind() == io::ErrorKind::ReadOnlyFilesystem
-        || source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    matches!(error, Error::Io { .. }) && !error.is_disk_full()
 }
 
 fn told(error: &Error) -> String {

@@ -128,3 +128,64 @@ fn a_daemon_repairs_what_anybody_finds_and_waits_for_its_origin() {
     assert!(read_tree(&tree) == model.files && tree.metadata().expect("a directory").ino() == inode);
     assert_eq!(node.larder(&["path", SOURCE]).code, Some(0));
 }
+
+/// Gives a file of the store another length, as a tool that writes to it may.
+fn resize(file: &std::path::Path, len: u64) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = file.metadata().expect("a file").permissions();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644)).expect("a mode");
+    std::fs::File::options().write(true).open(file).and_then(|file| file.set_len(len)).expect("a length");
+    std::fs::set_permissions(file, mode).expect("a mode");
+}
+
+#[test]
+fn a_file_of_another_length_is_damaged_for_every_verb() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    let whole = model.files[SHARD].len() as u64;
+    for (round, len) in [0, whole - 1, whole + 2].into_iter().enumerate() {
+        larder.prefetch(SOURCE);
+        resize(&tree(&larder).join(SHARD), len);
+        // Whichever verb looks first.
+        match round {
+            0 => drop(larder.ok(&["ls"])),
+            1 => drop(larder.fails(65, &["path", SOURCE])),
+            _ => {}
+        }
+        let again = larder.prefetch(SOURCE);
+        assert_eq!(again["bytes_moved"], whole, "this file alone, after {len} bytes: {again}");
+        larder.holds(SOURCE, &model.files);
+    }
+}
+
+#[test]
+fn a_file_of_another_length_is_fetched_again_by_the_daemon() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let mut node = Node::at(&origin);
+    node.start();
+    let ready = node.ready(&json!({"source": SOURCE}));
+    let tree = PathBuf::from(ready["path"].as_str().expect("a path"));
+    let whole = model.files[SHARD].len() as u64;
+    for (restarts, pinned, len) in [(false, false, whole / 2), (true, false, whole + 2), (false, true, whole - 1)] {
+        if pinned {
+            assert_eq!(node.larder(&["pin", SOURCE]).code, Some(0));
+        }
+        resize(&tree.join(SHARD), len);
+        // What was looked at a moment ago is believed.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        if restarts {
+            node.restart();
+        } else {
+            let again = node.ready(&json!({"source": SOURCE}));
+            assert_eq!(again["path"], ready["path"], "{again}");
+        }
+        node.until("repaired", |status| status["damaged_blobs"] == 0 && tree.join(SHARD).exists());
+        assert!(read_tree(&tree) == model.files, "{restarts} {len}\n{}", node.log());
+    }
+    // Nobody asks: a start finds it.
+    origin.misbehave(|_| Some(Fault::Refuse(403, "AccessDenied", None)));
+    resize(&tree.join(SHARD), 1);
+    node.restart();
+    node.until("told", |status| status["damaged_blobs"] == 1);
+    assert!(!tree.join(SHARD).exists());
+}

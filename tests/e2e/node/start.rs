@@ -86,3 +86,37 @@ fn a_store_of_ten_thousand_blobs_is_served_within_a_second() {
     eprintln!("{UNSYNCED} blobs proven {:?} after the start", begun.elapsed());
     node.until("it has recovered", |status| status["state"] == "serving");
 }
+
+/// Something of the store is in the way, or gone: what is right is served all the same, and it is said
+/// why nothing is pulled, until that has been put right.
+#[test]
+fn a_store_with_something_in_its_way_is_served_as_it_is() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let mut node = Node::started(&origin);
+    let source = "s3://models/m/";
+    let path = PathBuf::from(node.ready(&json!({"source": source}))["path"].as_str().expect("a path"));
+    for name in ["state", "pins", "catalog.log", "scratch"] {
+        let (there, aside) = (node.store().join("v1").join(name), node.path(name));
+        node.kill();
+        let _ = fs::rename(&there, &aside);
+        if name == "catalog.log" {
+            fs::create_dir(&there).expect("a directory");
+        } else {
+            std::os::unix::fs::symlink("/nowhere/at/all", &there).expect("a link");
+        }
+        node.start();
+        let status = node.status();
+        let why = status["read_only"].as_str().unwrap_or_default();
+        assert!(why.contains(name), "{name}: {status}");
+        assert!(crate::support::read_tree(&path) == model.files, "{name}");
+        assert_eq!(node.larder(&["path", source]).code, Some(0), "{name}");
+        if name == "catalog.log" {
+            fs::remove_dir(&there).expect("a directory");
+        } else {
+            fs::remove_file(&there).expect("a link");
+        }
+        fs::rename(&aside, &there).expect("put back");
+        node.until("writable", |status| status["read_only"].is_null());
+        node.ready(&json!({"source": source}));
+    }
+}
