@@ -15,7 +15,7 @@ use super::repair::Damage;
 use crate::domain::{ChunkIndex, Digest, Grid};
 use crate::fetch::Cancel;
 use crate::remote::Endpoints;
-use crate::report::Failure;
+use crate::report::{Exit, Failure};
 use crate::store::{self, Kept, Store};
 
 /// Whoever waits hears something at least this often.
@@ -259,8 +259,18 @@ pub async fn verify(
         });
     }
     let mut hashing = Hashing::of(plan.bytes());
+    let mut failed = None;
     for (digest, blob) in &plan.blobs {
-        let found = scrub(store, *digest, blob.size, cancel, &mut hashing, tell).await?;
+        let found = match scrub(store, *digest, blob.size, cancel, &mut hashing, tell).await {
+            Err(failure) if failure.exit != Exit::Interrupted => {
+                // Says nothing of all others, which are hashed first.
+                if let Some(later) = failed.replace(failure) {
+                    tell(VerifyEvent::from(&later));
+                }
+                continue;
+            }
+            other => other?,
+        };
         if found.is_right() {
             continue;
         }
@@ -288,7 +298,7 @@ pub async fn verify(
         damaged_manifests: damage.manifests.len(),
         unfinished: plan.unfinished,
     });
-    Ok(damage)
+    failed.map_or(Ok(damage), Err)
 }
 
 /// How far the hashing is.

@@ -112,8 +112,10 @@ fn is_ours(directory: &Path) -> bool {
 /// The device number, as the kernel writes it, of our mount at a directory. Asks the mount table: a
 /// mount that nobody serves, or not yet, answers no other question.
 fn device_of(directory: &Path) -> Option<String> {
-    let mut table = String::new();
-    File::open("/proc/self/mountinfo").ok()?.take(TABLE_LEN_MAX).read_to_string(&mut table).ok()?;
+    let mut table = Vec::new();
+    File::open("/proc/self/mountinfo").ok()?.take(TABLE_LEN_MAX).read_to_end(&mut table).ok()?;
+    // The paths of others need not be text.
+    let table = String::from_utf8_lossy(&table);
     let directory = std::path::absolute(directory).ok()?;
     let ours = |line: &str| {
         let (mount, file_system) = line.split_once(" - ")?;

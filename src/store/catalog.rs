@@ -94,7 +94,7 @@ const LINE_LEN_MAX: u64 = 16 << 10;
 /// What the log knows, without owning the store; nothing where it cannot be read.
 pub(super) fn read(layout: &Layout) -> Index {
     let path = layout.catalog();
-    File::open(&path).ok().and_then(|file| load(&file, &path).ok()).map_or_else(Index::default, |loaded| loaded.index)
+    fsx::open(&path).ok().and_then(|file| load(&file, &path).ok()).map_or_else(Index::default, |loaded| loaded.index)
 }
 
 /// The log with its index.
@@ -111,7 +111,11 @@ impl Catalog {
     /// leads to no blob that is here is forgotten.
     pub(super) fn open(layout: &Layout) -> Result<Self, Error> {
         let path = layout.catalog();
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path).at("open", &path)?;
+        if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+            tracing::warn!(path = %path.display(), "the catalog is no regular file: it begins anew");
+            fsx::remove_if_there(&path).at("remove", &path)?;
+        }
+        let file = fsx::open_with(OpenOptions::new().read(true).append(true).create(true), &path).at("open", &path)?;
         let Loaded { mut index, lines, dropped } = load(&file, &path)?;
         let here: HashSet<Digest> = sealed::all_of_all_boots(layout)?.into_iter().collect();
         index.keep(|digest| here.contains(digest));
@@ -131,7 +135,7 @@ impl Catalog {
     /// cannot be read either it is empty, which costs no model.
     pub(super) fn open_unwritten(layout: &Layout) -> Result<Self, Error> {
         let path = layout.catalog();
-        let opened = File::open(&path).and_then(|file| Ok((load(&file, &path).map_err(io::Error::other)?, file)));
+        let opened = fsx::open(&path).and_then(|file| Ok((load(&file, &path).map_err(io::Error::other)?, file)));
         let (Loaded { index, lines, dropped }, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -148,7 +152,7 @@ impl Catalog {
         let path = layout.catalog();
         let mut lines = 0;
         let index = &self.index;
-        let old = File::open(&path).at("open", &path)?;
+        let old = fsx::open(&path).at("open", &path)?;
         // The last of several for one object: the others say something else.
         fsx::replace_by(&layout.scratch(), &path, true, |file| {
             let mut writer = BufWriter::with_capacity(256 << 10, file);
@@ -165,7 +169,7 @@ impl Catalog {
             writer.flush()
         })
         .at("write", &path)?;
-        self.file = OpenOptions::new().read(true).append(true).open(&path).at("open", &path)?;
+        self.file = fsx::open_with(OpenOptions::new().read(true).append(true), &path).at("open", &path)?;
         self.lines = lines;
         Ok(())
     }

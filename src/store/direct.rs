@@ -2,12 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use memmap2::MmapMut;
 
 use super::damage::CopyId;
+use super::fsx;
 
 /// One read: large enough for a disk to stream, small enough to stay in a core's cache.
 const READ_LEN: usize = 1 << 20;
@@ -23,9 +23,8 @@ pub(super) struct Reader {
 impl Reader {
     /// Opens with `O_DIRECT`, or plainly where the file system has none (tmpfs before 6.6, FUSE).
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let direct = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).map_err(io::Error::other)?;
-        let file = match OpenOptions::new().read(true).custom_flags(direct).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => File::open(path)?,
+        let file = match fsx::open_flagged(OpenOptions::new().read(true), path, rustix::fs::OFlags::DIRECT) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => fsx::open(path)?,
             other => other?,
         };
         let size = file.metadata()?.len();

@@ -117,7 +117,7 @@ fn replace_within<T: Serialize>(scratch: &Path, path: &Path, value: &T, len_max:
 /// that is written; the disk's.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<(T, Form)> {
     let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let mut file = File::open(path)?;
+    let mut file = fsx::open(path)?;
     let len = file.metadata()?.len();
     // The check, a blank, and the newline.
     let around = CHECK_LEN as u64 + 2;

@@ -67,7 +67,7 @@ enum How {
 fn give(layout: &Layout, file: &ManifestEntry, from: &Path, to: &Path, hard_links: bool) -> Result<How, Error> {
     let temporary = fsx::scratch_name(to.parent().unwrap_or(to));
     let given = (|| {
-        let mut source = File::open(from).at("open", from)?;
+        let mut source = fsx::open(from).at("open", from)?;
         let copy = CopyId::of(&source.metadata().at("look at", from)?);
         let (how, digest) = written(from, &mut source, &temporary, hard_links)?;
         if digest != Some(file.digest) {

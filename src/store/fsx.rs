@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 
 use crate::domain::{DIRECTORY_MODE, FILE_TIME};
 
@@ -27,9 +28,31 @@ pub(super) fn scratch_name(directory: &Path) -> PathBuf {
     directory.join(format!("{}-{next}", std::process::id()))
 }
 
+/// Opens a regular file for reading. A link, a pipe or a directory in its place is an error: none of
+/// them is followed, or waited for.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    open_with(OpenOptions::new().read(true), path)
+}
+
+/// The same with other options.
+pub(super) fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    open_flagged(options, path, OFlags::empty())
+}
+
+/// The same with more flags of open(2).
+pub(super) fn open_flagged(options: &mut OpenOptions, path: &Path, flags: OFlags) -> io::Result<File> {
+    // The kernel's flags fit: they are an int there.
+    let flags = (flags | OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = options.custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file"));
+    }
+    Ok(file)
+}
+
 /// Reads a file that must not be larger than `len_max` bytes.
 pub(super) fn read_bounded(path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let file = open(path)?;
     let mut bytes = Vec::new();
     file.take(len_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > len_max {
@@ -45,7 +68,21 @@ pub(super) fn read_to_string_bounded(path: &Path, len_max: u64) -> io::Result<St
 /// Gives a file another name, in place of whatever has that name.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let _naming = naming();
-    fs::rename(from, to)
+    rename_over(from, to)
+}
+
+/// The same of a file where a directory has that name, which no file of a store may have.
+fn rename_over(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory && from.is_file() => {
+            let aside = scratch_name(from.parent().unwrap_or(from));
+            fs::rename(to, &aside)?;
+            let renamed = fs::rename(from, to);
+            remove_if_there(&aside)?;
+            renamed
+        }
+        other => other,
+    }
 }
 
 /// Gives a file another name unless `is_there` says that something stands for it already; whether
@@ -55,7 +92,7 @@ pub(super) fn rename_unless(from: &Path, to: &Path, is_there: impl FnOnce() -> b
     if is_there() {
         return Ok(false);
     }
-    fs::rename(from, to).map(|()| true)
+    rename_over(from, to).map(|()| true)
 }
 
 /// Creates a file that was not there, readable and writable by its owner only until it is sealed.
@@ -101,7 +138,7 @@ pub(super) fn replace_by(
 /// The same by way of a file that is there already and has its blocks, and that nobody else knows.
 pub(super) fn replace_in(spare: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let result = (|| {
-        let mut file = OpenOptions::new().write(true).open(spare)?;
+        let mut file = open_with(OpenOptions::new().write(true), spare)?;
         file.write_all(bytes)?;
         file.set_len(bytes.len() as u64)?;
         file.set_permissions(fs::Permissions::from_mode(0o644))?;
@@ -134,7 +171,7 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 /// Renames a synced file to its final name and syncs both directories: after this returns, the
 /// name survives a power cut.
 pub(super) fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
+    rename_over(from, to)?;
     for directory in [to.parent(), from.parent()].into_iter().flatten() {
         sync_directory(directory)?;
     }
@@ -210,9 +247,13 @@ pub(super) fn finish_directory(path: &Path) -> io::Result<()> {
     set_time(path)
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file, or a directory that has the place of one; what is not there is fine.
 pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+    let removed = match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        other => other,
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::AtPath as _;
-use super::{Error, Layout};
+use super::{Error, Layout, fsx};
 
 /// What begins the line that says where the owner can be asked.
 const SOCKET_WORD: &str = "socket ";
@@ -29,14 +29,9 @@ impl Lock {
     /// Takes the store or says who has it. Does not wait.
     pub(super) fn take(layout: &Layout, socket: Option<&Path>) -> Result<Self, Error> {
         let path = layout.lock();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .open(&path)
-            .at("open the lock", &path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o644);
+        let mut file = fsx::open_with(&mut options, &path).at("open the lock", &path)?;
         hold(&mut file, layout)?;
         let lock = Self { _file: file, socket: socket.map(Path::to_owned) };
         // Best effort: on a full disk `larder rm` must still get in.
@@ -47,7 +42,7 @@ impl Lock {
     /// The same where nothing can be written, the owner's name neither.
     pub(super) fn take_unwritten(layout: &Layout, socket: Option<&Path>) -> Result<Self, Error> {
         let path = layout.lock();
-        let mut file = File::open(&path).at("open the lock", &path)?;
+        let mut file = fsx::open(&path).at("open the lock", &path)?;
         hold(&mut file, layout)?;
         Ok(Self { _file: file, socket: socket.map(Path::to_owned) })
     }
@@ -57,7 +52,7 @@ impl Lock {
         let mut owner = format!("pid {} (`{}`)\n", std::process::id(), command(std::env::args()));
         owner.extend(self.socket.iter().map(|socket| format!("{SOCKET_WORD}{}\n", socket.display())));
         let path = layout.lock();
-        let written = OpenOptions::new().write(true).truncate(true).open(&path);
+        let written = fsx::open_with(OpenOptions::new().write(true).truncate(true), &path);
         written.and_then(|mut file| file.write_all(owner.as_bytes())).at("write", &path)
     }
 }
@@ -102,7 +97,7 @@ fn read(file: &mut File) -> (String, Option<PathBuf>) {
 
 /// The socket of whoever took the store last.
 pub(super) fn last_socket(layout: &Layout) -> Option<PathBuf> {
-    read(&mut File::open(layout.lock()).ok()?).1
+    read(&mut fsx::open(&layout.lock()).ok()?).1
 }
 
 #[cfg(test)]

@@ -558,7 +558,13 @@ impl Store {
     /// # Errors
     /// [`Error::Absent`]; [`Error::Io`].
     pub fn scrub(&self, digest: &Digest, each: &mut dyn FnMut(u64) -> bool) -> Result<Option<Vec<ChunkIndex>>, Error> {
-        let (path, _) = sealed::any(self.layout(), digest).ok_or_else(|| Error::Absent(format!("blob {digest}")))?;
+        let any = sealed::any(self.layout(), digest);
+        let (path, metadata) = any.ok_or_else(|| Error::Absent(format!("blob {digest}")))?;
+        if !sealed::is_readable(&path, &metadata) {
+            let _ = self.condemn_copy(digest, Some(CopyId::of(&metadata)));
+            let grid = Grid::of_size(metadata.len());
+            return Ok(Some((0..grid.chunk_count().max(1)).map(ChunkIndex).collect()));
+        }
         let Some((copy, bad)) = sealed::scrub(self.layout(), &path, digest, each)? else { return Ok(None) };
         if !bad.is_empty() {
             // What the disk does not take is complained of there; damage it is nevertheless.

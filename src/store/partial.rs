@@ -386,7 +386,7 @@ impl Left {
             return None;
         }
         let path = layout.partial_bytes(&file_id);
-        let bytes = File::open(&path).ok()?;
+        let bytes = fsx::open(&path).ok()?;
         (bytes.metadata().ok()?.len() == id.size).then_some(Self { bytes, here, path })
     }
 
@@ -490,7 +490,7 @@ fn resume(layout: &Layout, id: &ObjectId, file_id: &str, grid: Grid) -> Result<O
     }
     // Killed while it was sealed, the file may be read-only already.
     let _ = std::fs::set_permissions(&bytes_path, std::fs::Permissions::from_mode(0o600));
-    let Ok(bytes) = OpenOptions::new().read(true).write(true).open(&bytes_path) else { return Ok(None) };
+    let Ok(bytes) = fsx::open_with(OpenOptions::new().read(true).write(true), &bytes_path) else { return Ok(None) };
     if bytes.metadata().at("read", &bytes_path)?.len() != grid.size() {
         return Ok(None);
     }
@@ -544,7 +544,7 @@ fn read_journal(layout: &Layout, file_id: &str, grid: Grid) -> Option<(Header, H
     // twice that where its prefix was dropped. What a longer journal has beyond is not read.
     let len_max = (64 << 10) + 2 * PREFIX_STEPS * RECORD_LEN as u64 * u64::from(grid.chunk_count());
     let mut text = Vec::new();
-    File::open(layout.partial_journal(file_id)).ok()?.take(len_max).read_to_end(&mut text).ok()?;
+    fsx::open(&layout.partial_journal(file_id)).ok()?.take(len_max).read_to_end(&mut text).ok()?;
     let end = text.iter().position(|&byte| byte == b'\n')?;
     let header = record::decode::<Header>(&text[..end]).filter(|header| header.larder_partial == JOURNAL_FORM)?;
     let mut here = Here::nothing(grid);

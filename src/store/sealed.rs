@@ -72,16 +72,16 @@ pub(super) fn find(layout: &Layout, digest: &Digest) -> Option<PathBuf> {
     found(layout, digest).map(|(path, _)| path)
 }
 
-/// The same of a blob that is so long: a copy of another length is wrong, whatever made it so, and is
-/// known to be from here on.
+/// The same of a blob that is so long. A copy of another length is wrong, whatever made it so, and one
+/// that cannot be read is of no use: both are known to be from here on.
 pub(super) fn sized(layout: &Layout, digest: &Digest, size: u64) -> Option<(PathBuf, Metadata)> {
     copies(layout, digest).find(|(path, metadata)| {
         if damage::is_marked(layout, digest, metadata) {
             return false;
         }
-        if metadata.len() != size {
-            let path = path.display();
-            tracing::error!(%path, len = metadata.len(), size, "a blob has the wrong length on disk: it is fetched again");
+        if metadata.len() != size || !is_readable(path, metadata) {
+            let (path, len, mode) = (path.display(), metadata.len(), format!("{:o}", metadata.mode()));
+            tracing::error!(%path, len, size, mode, "a blob has the wrong length or mode on disk: it is fetched again");
             if let Err(error) = damage::mark(layout, digest, Some(CopyId::of(metadata))) {
                 tracing::warn!(%error, "the damage cannot be written down, so others do not know it: `larder verify` finds it too");
             }
@@ -89,6 +89,14 @@ pub(super) fn sized(layout: &Layout, digest: &Digest, size: u64) -> Option<(Path
         }
         true
     })
+}
+
+/// Whether a blob can be read: by everybody, as when it was sealed, or by this process at least, where
+/// the file system has modes of its own.
+pub(super) fn is_readable(path: &Path, metadata: &Metadata) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    let mode = metadata.mode() & 0o444;
+    mode & 0o004 != 0 || (mode != 0 && accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS).is_ok())
 }
 
 /// What the disk says of a blob, in one look at each of its two places.
@@ -103,7 +111,7 @@ fn found(layout: &Layout, digest: &Digest) -> Option<(PathBuf, Metadata)> {
 /// Whatever is under the blob's names, right or wrong.
 fn copies(layout: &Layout, digest: &Digest) -> impl Iterator<Item = (PathBuf, Metadata)> + use<> {
     [layout.fresh_blob(digest), layout.blob(digest)].into_iter().filter_map(|path| {
-        let metadata = path.metadata().ok().filter(Metadata::is_file)?;
+        let metadata = path.symlink_metadata().ok().filter(Metadata::is_file)?;
         Some((path, metadata))
     })
 }

@@ -179,7 +179,7 @@ impl View {
     /// # Errors
     /// [`Error::Absent`]; [`Error::Io`].
     pub fn open_blob(&self, digest: &Digest, size: u64) -> Result<File, Error> {
-        sealed::with_path(&self.layout, digest, size, digest, |path| File::open(path).at("open", path))
+        sealed::with_path(&self.layout, digest, size, digest, |path| fsx::open(path).at("open", path))
     }
 
     /// The metadata of a sealed blob of this size. [`CopyId`] tells it from another copy, fetched later.

@@ -182,6 +182,33 @@ fn a_file_of_another_length_is_fetched_again_by_the_daemon() {
         node.until("repaired", |status| status["damaged_blobs"] == 0 && tree.join(SHARD).exists());
         assert!(read_tree(&tree) == model.files, "{restarts} {len}\n{}", node.log());
     }
+    // Nor is anything else handed out that has the place of a blob.
+    let blob = || {
+        let inode = tree.join(SHARD).metadata().expect("a file").ino();
+        let directories = ["fresh", "blobs"].map(|name| node.store().join("v1").join(name));
+        let below = directories.iter().flat_map(|directory| std::fs::read_dir(directory).expect("directories"));
+        let files = below.flat_map(|entry| std::fs::read_dir(entry.expect("an entry").path()).expect("blobs"));
+        let mut paths = files.map(|entry| entry.expect("an entry").path());
+        paths.find(|path| path.metadata().expect("a file").ino() == inode).expect("its blob")
+    };
+    for kind in ["link", "directory", "unreadable"] {
+        let blob = blob();
+        match kind {
+            "unreadable" => {
+                std::fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0)).expect("a mode")
+            }
+            _ => std::fs::remove_file(&blob).expect("removed"),
+        }
+        match kind {
+            "link" => std::os::unix::fs::symlink("/etc/passwd", &blob).expect("a link"),
+            "directory" => std::fs::create_dir(&blob).expect("a directory"),
+            _ => {}
+        }
+        let ran = node.larder(&["verify"]);
+        assert_eq!(ran.code, Some(65), "{kind}: {ran:?}");
+        node.until("repaired", |status| status["damaged_blobs"] == 0 && tree.join(SHARD).exists());
+        assert!(read_tree(&tree) == model.files, "{kind}\n{}", node.log());
+    }
     // Nobody asks: a start finds it.
     origin.misbehave(|_| Some(Fault::Refuse(403, "AccessDenied", None)));
     resize(&tree.join(SHARD), 1);

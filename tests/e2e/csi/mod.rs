@@ -60,8 +60,12 @@ fn volume(kept: &Kept, pod: &str, attributes: &[(&str, &str)]) -> Volume {
 /// Options and type of what is mounted at a path, one line for each mount.
 fn mounted(at: &Path) -> Vec<String> {
     let at = at.display().to_string();
-    let table = fs::read_to_string("/proc/self/mounts").expect("a table");
-    table.lines().filter(|line| line.split(' ').nth(1) == Some(&at)).map(str::to_owned).collect()
+    let table = fs::read("/proc/self/mounts").expect("a table");
+    String::from_utf8_lossy(&table)
+        .lines()
+        .filter(|line| line.split(' ').nth(1) == Some(&at))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn owners(kept: &Kept) -> Vec<String> {

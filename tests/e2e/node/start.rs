@@ -95,28 +95,55 @@ fn a_store_with_something_in_its_way_is_served_as_it_is() {
     let mut node = Node::started(&origin);
     let source = "s3://models/m/";
     let path = PathBuf::from(node.ready(&json!({"source": source}))["path"].as_str().expect("a path"));
-    for name in ["state", "pins", "catalog.log", "scratch"] {
+    for name in ["state", "pins", "damaged", "scratch"] {
         let (there, aside) = (node.store().join("v1").join(name), node.path(name));
         node.kill();
-        let _ = fs::rename(&there, &aside);
-        if name == "catalog.log" {
-            fs::create_dir(&there).expect("a directory");
-        } else {
-            std::os::unix::fs::symlink("/nowhere/at/all", &there).expect("a link");
-        }
+        fs::rename(&there, &aside).expect("put aside");
+        std::os::unix::fs::symlink("/nowhere/at/all", &there).expect("a link");
         node.start();
         let status = node.status();
         let why = status["read_only"].as_str().unwrap_or_default();
         assert!(why.contains(name), "{name}: {status}");
         assert!(crate::support::read_tree(&path) == model.files, "{name}");
         assert_eq!(node.larder(&["path", source]).code, Some(0), "{name}");
-        if name == "catalog.log" {
-            fs::remove_dir(&there).expect("a directory");
-        } else {
-            fs::remove_file(&there).expect("a link");
-        }
+        fs::remove_file(&there).expect("a link");
         fs::rename(&aside, &there).expect("put back");
         node.until("writable", |status| status["read_only"].is_null());
         node.ready(&json!({"source": source}));
     }
+}
+
+/// What only remembers begins anew, and what waits for nothing is waited for by nobody.
+#[test]
+fn a_book_that_is_no_file_begins_anew() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let mut node = Node::started(&origin);
+    let source = "s3://models/m/";
+    let path = PathBuf::from(node.ready(&json!({"source": source}))["path"].as_str().expect("a path"));
+    let catalog = node.store().join("v1/catalog.log");
+    for kind in ["directory", "pipe", "link"] {
+        node.kill();
+        fs::remove_file(&catalog).expect("removed");
+        match kind {
+            "directory" => fs::create_dir(&catalog).expect("a directory"),
+            "pipe" => {
+                rustix::fs::mknodat(rustix::fs::CWD, &catalog, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+                    .expect("a pipe")
+            }
+            _ => std::os::unix::fs::symlink("/dev/zero", &catalog).expect("a link"),
+        }
+        assert_eq!(node.larder(&["ls"]).code, Some(0), "{kind}");
+        node.start();
+        assert_eq!(node.ready(&json!({"source": source}))["path"], path.to_str().expect("text"), "{kind}");
+        assert!(crate::support::read_tree(&path) == model.files && catalog.is_file(), "{kind}");
+    }
+    // A record that is a directory: its source is listed and written anew.
+    let sources = node.store().join("v1/sources");
+    let record = fs::read_dir(&sources).expect("records").next().expect("one").expect("an entry").path();
+    node.kill();
+    fs::remove_file(&record).expect("removed");
+    fs::create_dir(&record).expect("a directory");
+    node.start();
+    node.ready(&json!({"source": source}));
+    assert!(record.is_file());
 }
