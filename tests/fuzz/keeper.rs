@@ -182,9 +182,13 @@ impl Drop for Real {
     fn drop(&mut self) {
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
-        let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let points = table.lines().rev().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
-        for point in points.filter(|point| point.starts_with(self.directory.path())) {
+        // Names that no text can hold are among them.
+        let points: Vec<PathBuf> = mountinfo::table()
+            .iter()
+            .flat_map(|table| mountinfo::entries(table))
+            .map(|(_, entry)| entry.point)
+            .collect();
+        for point in points.iter().rev().filter(|point| point.starts_with(self.directory.path())) {
             let _ = unmount(point, UnmountFlags::DETACH);
         }
     }
