@@ -252,7 +252,7 @@ mod tests {
 
     fn known(number: u32, len: usize) -> Known {
         let uri = format!("s3://b/{number}{}", "x".repeat(len)).into();
-        let id = ObjectId { origin: "o".into(), uri, version: Version::Generation(1), size: 5 };
+        let id = ObjectId { origin: "o".into(), uri, version: Version::Generation(1), size: 0 };
         Known::new(id, Digest::of(b""), None, &Claims::default())
     }
 
