@@ -17,7 +17,7 @@ use crate::report::Failure;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause after a repair that did not bring everything, doubling from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
-const PAUSE_MAX: Duration = Duration::from_mins(5);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long a repair that somebody waits for is left alone: all may have to be hashed before it.
 const ASKING_PATIENCE: Duration = Duration::from_mins(1);
 

@@ -66,6 +66,9 @@ pub fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// Cells longer than this move what follows them to the right, in their own row alone.
+const COLUMN_WIDTH_MAX: usize = 120;
+
 /// Rows in columns two blanks apart; the last column is not padded.
 #[must_use]
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -74,6 +77,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
             .filter_map(|row| row.get(at))
             .map(|cell| cell.chars().count())
             .chain([header[at].len()])
+            .filter(|width| *width <= COLUMN_WIDTH_MAX)
             .max()
             .unwrap_or(0)
     };
@@ -191,5 +195,8 @@ mod tests {
     fn columns_line_up() {
         let rows = vec![vec!["a".to_owned(), "bb".to_owned()], vec!["ccc".to_owned(), "d".to_owned()]];
         assert_eq!(table(&["X", "Y"], &rows), "X    Y\na    bb\nccc  d\n");
+        let long = "g".repeat(COLUMN_WIDTH_MAX + 1);
+        let rows = [vec!["a".into(), "b".into()], vec![long.clone(), "d".into()]];
+        assert_eq!(table(&["X", "Y"], &rows), format!("X  Y\na  b\n{long}  d\n"));
     }
 }

@@ -75,6 +75,15 @@ fn no_credentials_at_all() {
 }
 
 #[test]
+fn a_region_that_is_set_to_nothing_is_not_set() {
+    let (origin, _) = origin_with_model(Checksums::single_part());
+    let mut larder = Larder::at(&origin);
+    larder.set("AWS_REGION", "");
+    larder.set("AWS_DEFAULT_REGION", "");
+    larder.prefetch("s3://models/m/");
+}
+
+#[test]
 fn wrong_region() {
     let (origin, _) = origin_with_model(Checksums::single_part());
     origin.misbehave(|_| Some(Fault::Elsewhere("eu-central-1")));

@@ -54,7 +54,8 @@ impl S3 {
         let settings = settings(&http, options).await;
         options.endpoints.check(source)?;
         let endpoint = options.endpoints.s3().map(str::to_owned);
-        let region = settings.region().map_or_else(|| REGION_DEFAULT.to_owned(), ToString::to_string);
+        let region = settings.region().map(ToString::to_string).filter(|region| !region.is_empty());
+        let region = region.unwrap_or_else(|| REGION_DEFAULT.to_owned());
         let path_style = path_style(endpoint.as_deref(), source.authority());
         let bad = |detail: String| Error::Settings { uri: source.to_string(), detail };
         if !is_region(&region) {
@@ -116,11 +117,10 @@ async fn settings(http: &reqwest::Client, options: &Options) -> aws_config::SdkC
         loader = loader.region(Region::new(region.clone()));
     } else if options.anonymous || options.endpoints.is_s3_given() {
         // The region chain ends at the instance's metadata, which takes seconds to say nothing.
-        loader = loader.region(Region::new(
-            std::env::var("AWS_REGION")
-                .or_else(|_| std::env::var("AWS_DEFAULT_REGION"))
-                .unwrap_or_else(|_| REGION_DEFAULT.into()),
-        ));
+        // Templates set a variable to nothing where they have no value for it.
+        let set = |name| std::env::var(name).ok().filter(|region| !region.is_empty());
+        let region = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION"));
+        loader = loader.region(Region::new(region.unwrap_or_else(|| REGION_DEFAULT.into())));
     }
     match options.keys.as_ref().map(Keys::kind) {
         Some(Kind::Aws { id, secret, token }) => {
