@@ -11,8 +11,8 @@ use crate::{http, sys};
 
 /// Where the daemon listens unless somebody says otherwise.
 pub const SOCKET: &str = "/run/larder/larder.sock";
-/// The daemon says something every 5 s at the latest: a dozen times that is a daemon that hangs.
-pub const SILENCE_MAX: Duration = Duration::from_mins(1);
+/// The daemon says something every 5 s at the latest: six times that is a daemon that hangs.
+pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// A daemon, by its socket. Every call is a connection of its own.
 #[derive(Debug, Clone)]
@@ -146,6 +146,14 @@ impl Client {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Whether somebody listens there; says nothing, and does not wait.
+    ///
+    /// # Errors
+    /// What the kernel says; [`io::ErrorKind::WouldBlock`] where nobody takes connections.
+    pub fn reach(&self) -> io::Result<()> {
+        sys::connect_now(&self.socket).map(drop)
     }
 
     /// Sends a request with a JSON body or none.

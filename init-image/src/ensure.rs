@@ -12,6 +12,10 @@ use crate::http;
 pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// No wait is longer.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The daemon answers at once, if only that it works on it.
+const HEAD_MAX: Duration = Duration::from_secs(15);
+/// A daemon that says something every 5 s is none that hangs, however little is left of the timeout.
+const SILENCE_MIN: Duration = Duration::from_secs(10);
 /// How long a socket may refuse this user before that is the answer: a daemon that just started
 /// sets the mode of its socket a moment after it made it.
 const DENIED_MAX: Duration = Duration::from_secs(2);
@@ -121,7 +125,10 @@ impl Ensure {
     fn converse(&mut self, last_word: &mut Instant, tell: &mut dyn FnMut(News<'_>)) -> Ending {
         // A daemon that accepts and says nothing must not outlast the timeout.
         let left = self.timeout.saturating_sub(self.lost).max(Duration::from_secs(1));
-        let limits = http::Limits { answer_within: client::SILENCE_MAX.min(left), silence_max: client::SILENCE_MAX };
+        let limits = http::Limits {
+            answer_within: HEAD_MAX.min(left),
+            silence_max: client::SILENCE_MAX.min(left.max(SILENCE_MIN)),
+        };
         let mut events = match self.client.clone().limits(limits).ensure(&self.wish) {
             Ok(events) => events,
             Err(error) => return self.judge(error),

@@ -48,8 +48,8 @@ pub async fn own_or_make(claim: &Claim<'_>) -> Result<Owner, Failure> {
     loop {
         match Store::open(directory) {
             Ok(store) => return Ok(Owner::Us(Arc::new(store))),
-            Err(store::Error::Busy { socket: Some(socket), .. }) => {
-                return Ok(Owner::Daemon(Peer::new(directory, &socket)));
+            Err(store::Error::Busy { socket: Some(socket), owner, .. }) => {
+                return Ok(Owner::Daemon(Peer::new(directory, &socket).named(owner)));
             }
             // Its lock ends with it, so a wait for it ends too.
             Err(store::Error::Busy { owner, .. }) if !claim.turn.no_wait => {

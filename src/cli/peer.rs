@@ -1,7 +1,6 @@
 //! Larder's daemon, as the command line asks it.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,14 +10,21 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::fetch::Cancel;
+use crate::fetch::{Cancel, Error};
 use crate::report::{Exit, Failure};
 
 /// A daemon takes the store a moment before it listens.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 const START_PAUSE: Duration = Duration::from_millis(50);
-/// Deleting a large model, or waiting for a slow disk, is silent meanwhile.
+/// Deleting a large model, or waiting for a slow disk, is silent meanwhile. Whether it hangs, another
+/// question tells.
 pub const PATIENCE: Duration = Duration::from_mins(10);
+/// How long it may be silent until it is asked something that costs it nothing, and how long that may
+/// take: it says how far it is every few seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+const ALIVE_WITHIN: Duration = Duration::from_secs(20);
+/// Between two tries to ask it that.
+const ALIVE_PAUSE: Duration = Duration::from_millis(500);
 /// Events that wait to be shown. The daemon waits when they are not.
 const EVENTS_WAITING_MAX: usize = 64;
 
@@ -27,19 +33,20 @@ const EVENTS_WAITING_MAX: usize = 64;
 pub struct Peer {
     client: Client,
     store: PathBuf,
+    /// Its pid and command, where they are known.
+    name: Option<String>,
 }
 
 impl Peer {
     /// The daemon that owns `store` and takes changes at `socket`.
     pub fn new(store: &Path, socket: &Path) -> Self {
-        let limits = Limits { answer_within: PATIENCE, silence_max: client::SILENCE_MAX };
-        Self { client: Client::new(socket).limits(limits), store: store.to_owned() }
+        let limits = Limits { answer_within: PATIENCE, silence_max: PATIENCE };
+        Self { client: Client::new(socket).limits(limits), store: store.to_owned(), name: None }
     }
 
-    /// The same, which may be silent for longer in the middle of an answer.
-    pub fn patient(&self) -> Self {
-        let limits = Limits { answer_within: PATIENCE, silence_max: PATIENCE };
-        Self { client: self.client.clone().limits(limits), store: self.store.clone() }
+    /// The same, whose lock says which process it is.
+    pub fn named(self, name: String) -> Self {
+        Self { name: Some(name), ..self }
     }
 
     /// The store that it owns.
@@ -49,8 +56,60 @@ impl Peer {
 
     /// Whether somebody listens there, or refuses this user: not a socket that was left behind.
     pub fn is_there(&self) -> bool {
-        let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-        UnixStream::connect(self.client.socket()).map_or_else(refused, |_| true)
+        use io::ErrorKind::{PermissionDenied, WouldBlock};
+        self.client.reach().map_or_else(|error| matches!(error.kind(), PermissionDenied | WouldBlock), |()| true)
+    }
+
+    /// What comes of a question. A daemon that is slow is waited for as long as it answers another; one
+    /// that hangs is not.
+    async fn heard<T>(&self, cancel: &Cancel, answer: impl Future<Output = T>) -> Result<Result<T, Failure>, Error> {
+        let patient = async {
+            let mut answer = std::pin::pin!(answer);
+            loop {
+                if let Ok(heard) = tokio::time::timeout(SILENCE_MAX, &mut answer).await {
+                    return Ok(heard);
+                }
+                tokio::select! {
+                    biased;
+                    heard = &mut answer => return Ok(heard),
+                    alive = self.prove_alive() => alive?,
+                }
+            }
+        };
+        cancel.guard(patient).await
+    }
+
+    async fn prove_alive(&self) -> Result<(), Failure> {
+        let began = Instant::now();
+        loop {
+            let left = ALIVE_WITHIN.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Err(self.hangs());
+            }
+            let client = self.client.clone().limits(Limits { answer_within: left, silence_max: left });
+            let asked = tokio::task::spawn_blocking(move || client.call("GET", "/v1/openapi.json", None).map(drop));
+            match asked.await {
+                // A connection that nobody takes, and one that was closed: by a daemon that goes, perhaps.
+                Ok(Err(client::Error::Broken { .. })) => {}
+                Ok(Err(client::Error::Unreachable { source, .. })) if source.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return Ok(()),
+            }
+            tokio::time::sleep(ALIVE_PAUSE).await;
+        }
+    }
+
+    fn hangs(&self) -> Failure {
+        let name = self.name.as_ref().map(|name| format!(", {name},")).unwrap_or_default();
+        let message = format!(
+            "larder's daemon{name} does not answer at `{}`: not a word within {} s, so it is stopped or hangs",
+            self.client.socket().display(),
+            (SILENCE_MAX + ALIVE_WITHIN).as_secs()
+        );
+        Failure::hinted(
+            Exit::Origin,
+            message,
+            "look at its log, and restart it or let it go on (SIGCONT): the same command goes on from there",
+        )
     }
 
     /// Sends a request, once more while the daemon starts.
@@ -100,10 +159,10 @@ impl Peer {
         let asked =
             tokio::task::spawn_blocking(move || peer.call(path, &body)?.text().map_err(|error| peer.failure(error)));
         let interrupted = |_| Failure::interrupted("the daemon may do what it was asked for all the same");
-        let text = cancel
-            .guard(asked)
+        let text = self
+            .heard(cancel, asked)
             .await
-            .map_err(interrupted)?
+            .map_err(interrupted)??
             .map_err(|panic| Failure::new(Exit::Defect, panic.to_string()))??;
         serde_json::from_str(&text).map_err(|error| self.other_version(&error))
     }
@@ -135,7 +194,7 @@ impl Peer {
         let peer = self.clone();
         // Not waited for: what it reads on is of no use to anybody, and ends with the process.
         tokio::task::spawn_blocking(move || peer.read(path, &body, &sender));
-        while let Some(event) = cancel.guard(receiver.recv()).await? {
+        while let Some(event) = self.heard(cancel, receiver.recv()).await?? {
             if let Some(last) = each(event?) {
                 return Ok(last);
             }

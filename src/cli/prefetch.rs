@@ -144,7 +144,7 @@ fn ended(event: Event) -> Option<Result<Ready, Failure>> {
 async fn sync(peer: &Peer, mut body: Value, cancel: &Cancel) -> Result<(), Failure> {
     body["fresh"] = false.into();
     body["sync"] = true.into();
-    peer.patient().events("/v1/ensure", body, cancel, ended).await?.map(drop)
+    peer.events("/v1/ensure", body, cancel, ended).await?.map(drop)
 }
 
 fn tell_pinned(console: Console, models: &[String]) {
