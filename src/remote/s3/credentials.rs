@@ -3,6 +3,7 @@
 //! A refresh is a task of its own: a request is given up after a second or so without an answer,
 //! and a chain that takes longer than that would never come to an end inside of one.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -143,6 +144,25 @@ fn take(
             old.refresh_at = Some(now + REFRESH_PAUSE);
             Ok(old.clone())
         }
+    }
+}
+
+/// Variables that may hold secrets. What the libraries say of one that is no text shows its value.
+const SECRETS: [&str; 6] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
+
+/// Refuses an environment that holds no text where the chain looks for a secret.
+pub(super) fn check_environment(env: &dyn Fn(&str) -> Option<OsString>) -> Result<(), String> {
+    let is_text = |name: &&str| env(name).is_none_or(|value| value.to_str().is_some());
+    match SECRETS.iter().find(|name| !is_text(name)) {
+        Some(name) => Err(format!("the environment variable {name} is not UTF-8 text")),
+        None => Ok(()),
     }
 }
 

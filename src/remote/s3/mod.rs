@@ -50,6 +50,10 @@ impl S3 {
     pub(super) async fn open(source: &Source, options: &Options) -> Result<Self, Error> {
         // Of the keys below the source, none can be asked for where any of them cannot.
         location(&source.to_string(), &format!("{}x", objects::directory(source.path())))?;
+        if options.keys.is_none() && !options.anonymous {
+            credentials::check_environment(&|name| std::env::var_os(name))
+                .map_err(|detail| Error::Credentials { uri: source.to_string(), detail })?;
+        }
         let http = transport::client()?;
         let settings = settings(&http, options).await;
         options.endpoints.check(source)?;
