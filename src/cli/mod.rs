@@ -13,6 +13,7 @@ mod pins;
 mod prefetch;
 mod pull;
 mod release;
+mod signals;
 mod status;
 mod summary;
 mod verify;
@@ -21,6 +22,7 @@ mod watch;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory as _, Parser as _};
 
@@ -42,17 +44,20 @@ const ASYNC_THREADS_MAX: usize = 4;
 #[must_use]
 pub fn main() -> ExitCode {
     allocator::settle();
+    // A file that may not grow is an error of the write, and no reason to be killed.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
     tell_panics(|sentence| output::stderr(format!("error: {sentence}\n").as_bytes()));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; clap knows where each of them is printed.
-            let printed = error.print();
-            if error.use_stderr() {
-                return ExitCode::from(Exit::Usage as u8);
-            }
+            signals::listen();
             let console = Console { json: false, quiet: false };
-            console.printed(printed);
+            if error.use_stderr() {
+                console.usage(&error.render());
+                return ExitCode::from(console.end(Exit::Usage) as u8);
+            }
+            // Help and version are no errors.
+            console.printed(error.print());
             return ExitCode::from(console.end(Exit::Done) as u8);
         }
     };
@@ -64,6 +69,7 @@ pub fn main() -> ExitCode {
         _ => false,
     };
     if !logs_itself {
+        signals::listen();
         start_log(&cli.common);
     }
     // What the hook has told is a defect like any other.
@@ -143,36 +149,15 @@ fn names(flags: &NameFlags) -> Result<Names, Failure> {
 fn with_runtime(command: impl AsyncFnOnce(&Cancel) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = crate::daemon::runtime::start("larder", cores.clamp(1, ASYNC_THREADS_MAX), BLOCKING_THREADS_MAX)?;
-    #[expect(clippy::disallowed_methods, reason = "the one entry into the runtime")]
-    let exit = runtime.block_on(async {
-        let cancel = Cancel::default();
-        let listening = tokio::spawn(listen(cancel.clone()));
-        let exit = command(&cancel).await;
-        listening.abort();
-        exit
-    });
-    // Whatever still waits for the disk is background work that may be cut off anywhere.
-    runtime.shutdown_background();
-    exit
-}
-
-async fn listen(cancel: Cancel) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return;
+    let entered = || {
+        #[expect(clippy::disallowed_methods, reason = "the one entry into the runtime")]
+        runtime.block_on(command(signals::cancel()))
     };
-    for asked_before in [false, true] {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if asked_before {
-            console::clear_bars();
-            std::process::exit(i32::from(Exit::Interrupted as u8));
-        }
-        cancel.cancel();
-    }
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(entered));
+    // Whatever still waits for the disk is background work that may be cut off anywhere. A runtime that
+    // is dropped would wait for it.
+    runtime.shutdown_background();
+    ended.unwrap_or(Ok(Exit::Defect))
 }
 
 fn start_log(common: &Common) {

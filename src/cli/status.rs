@@ -17,7 +17,7 @@ use crate::cache::{
 };
 use crate::domain::Digest;
 use crate::report::text::{self, bytes, percent};
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, no_thread};
 use crate::store::Store;
 
 /// A look at a large store takes a second, and more on a slow disk.
@@ -124,7 +124,11 @@ fn ask(client: &Client) -> Result<String, client::Error> {
     let (sender, answered) = mpsc::channel();
     let asked = client.clone();
     // One that is not waited for to the end goes with the process.
-    std::thread::spawn(move || sender.send(asked.call("GET", "/v1/status", None).and_then(client::Answer::text)));
+    let asking = move || sender.send(asked.call("GET", "/v1/status", None).and_then(client::Answer::text));
+    if let Err(error) = std::thread::Builder::new().spawn(asking) {
+        let source = io::Error::new(error.kind(), no_thread(&error));
+        return Err(client::Error::Unreachable { socket: client.socket().to_owned(), source });
+    }
     if let Ok(answer) = answered.recv_timeout(HANGS_AFTER) {
         return answer;
     }

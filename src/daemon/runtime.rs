@@ -2,13 +2,21 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::report::{Exit, Failure};
+use crate::report::{Exit, Failure, no_thread};
 
 /// Of sockets: more descriptors than a runtime needs to start.
 const PAIRS: usize = 8;
+/// Threads for calls that wait, from the start: where a later one cannot be started, tokio goes on with
+/// those that it has, and with none it would wait for good.
+const WAITING_THREADS: usize = 2;
+const THREAD_PATIENCE: Duration = Duration::from_secs(10);
+/// They stay while an origin is away.
+const KEEP_ALIVE: Duration = Duration::from_hours(1);
 
 /// Starts one with that many threads of that name.
 ///
@@ -23,11 +31,34 @@ pub fn start(name: &str, async_threads: usize, blocking_threads: usize) -> Resul
     let pairs: Result<Vec<_>, _> = (0..PAIRS).map(|_| UnixStream::pair()).collect();
     drop(pairs.map_err(cannot)?);
     let mut builder = Builder::new_multi_thread();
-    builder
+    let runtime = builder
         .thread_name(name)
         .worker_threads(async_threads)
         .max_blocking_threads(blocking_threads)
+        .thread_keep_alive(KEEP_ALIVE)
         .enable_all()
         .build()
-        .map_err(cannot)
+        .map_err(cannot)?;
+    if has_waiting_threads(&runtime) {
+        return Ok(runtime);
+    }
+    runtime.shutdown_background();
+    Err(Failure::new(Exit::Defect, no_thread(io::Error::from(io::ErrorKind::WouldBlock))))
+}
+
+/// Starts them, and keeps each busy until all have started.
+fn has_waiting_threads(runtime: &Runtime) -> bool {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    let (sender, started) = mpsc::channel();
+    for _ in 0..WAITING_THREADS {
+        let (sender, gate) = (sender.clone(), Arc::clone(&gate));
+        runtime.spawn_blocking(move || {
+            let _ = sender.send(());
+            drop(gate.lock());
+        });
+    }
+    let all = (0..WAITING_THREADS).all(|_| started.recv_timeout(THREAD_PATIENCE).is_ok());
+    drop(closed);
+    all
 }

@@ -163,6 +163,9 @@ impl From<store::Error> for Failure {
             E::Io { .. } if full => {
                 Self::hinted(Exit::Disk, message, "make room: what has arrived stays, the next call goes on from there")
             }
+            E::Io { source, .. } if source.kind() == std::io::ErrorKind::FileTooLarge => {
+                Self::hinted(Exit::Disk, message, super::rlimits::on_a_file())
+            }
             E::Io { .. } => Self::new(Exit::Disk, message),
         }
     }

@@ -4,9 +4,11 @@
 //! line prints them or the daemon sends them.
 
 mod exit;
+mod outlet;
 pub mod output;
 mod panics;
+pub mod rlimits;
 pub mod text;
 
 pub use exit::{Exit, Failure, TABLE};
-pub use panics::{named, tell_panics};
+pub use panics::{named, no_thread, tell_panics};

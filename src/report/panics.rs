@@ -1,17 +1,30 @@
 //! A panic in one line, whatever it is about.
 
 use std::panic::{self, PanicHookInfo};
+use std::process;
+
+use super::{Exit, output, rlimits};
 
 /// Longer messages are cut.
 const MESSAGE_LEN_MAX: usize = 300;
 /// Variables whose values never reach a log.
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 12] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
     "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
 ];
+/// How tokio begins the panic of a runtime that can start no thread. What it has started by then waits
+/// for good, and so would whoever unwinds over it.
+const NO_THREAD: &str = "OS can't spawn worker thread: ";
 
 tokio::task_local! {
     static TASK: &'static str;
@@ -23,21 +36,37 @@ pub fn named<T>(name: &'static str, task: impl Future<Output = T>) -> impl Futur
 }
 
 /// From now on a panic of any thread is a sentence that `say` gets, in one line and without secrets.
+///
+/// Where no thread is to be had, it says so and ends the process.
 pub fn tell_panics(say: fn(&str)) {
-    panic::set_hook(Box::new(move |info| say(&sentence(info))));
+    panic::set_hook(Box::new(move |info| match message(info).and_then(|text| text.strip_prefix(NO_THREAD)) {
+        Some(why) => {
+            say(&no_thread(why));
+            output::flush_stderr(output::until());
+            process::exit(i32::from(Exit::Defect as u8));
+        }
+        None => say(&sentence(info)),
+    }));
+}
+
+/// Why there is no thread for something.
+pub fn no_thread(why: impl std::fmt::Display) -> String {
+    format!("cannot start a thread: {why}; {}: raise them, or end other processes", rlimits::on_threads())
+}
+
+fn message<'a>(info: &'a PanicHookInfo<'_>) -> Option<&'a str> {
+    let payload = info.payload();
+    payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
 fn sentence(info: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let task = TASK.try_with(|name| format!(", task `{name}`")).unwrap_or_default();
     let place = info.location().map(ToString::to_string).unwrap_or_default();
-    let payload = info.payload();
-    let message =
-        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     format!(
         "a defect of larder: panic in thread `{}`{task} at {place}: {}",
         thread.name().unwrap_or("without a name"),
-        told(message.unwrap_or("no message"), &|name| std::env::var(name).ok())
+        told(message(info).unwrap_or("no message"), &|name| std::env::var(name).ok())
     )
 }
 

@@ -2,12 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use larder_origins::{Checksums, Fault, Front, Noise, Origin, SampleModel, which};
 use serde_json::{Value, json};
 
-use crate::support::{Larder, origin_with_model, skipped, upload};
+use crate::support::{Larder, Ran, origin_with_model, skipped, upload, wait};
 
 /// Without what differs from run to run: the store's place, digests, times and rates.
 fn redacted(larder: &Larder, text: &str) -> String {
@@ -427,5 +427,68 @@ impl Screen {
         }
         let lines = lines.into_iter().map(|line| String::from_iter(line).trim_end().to_owned());
         Self(lines.filter(|line| !line.is_empty()).collect())
+    }
+}
+
+/// The same command under a limit that a shell sets. It must end, and in words.
+#[track_caller]
+fn limited(larder: &Larder, limit: &str, args: &[&str]) -> Ran {
+    let run = larder.command(args);
+    let mut command = Command::new("bash");
+    command.env_clear().envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+        .args(["-c", &format!("{limit}; exec timeout -s KILL 60 \"$@\""), "bash", env!("CARGO_BIN_EXE_larder")])
+        .args(args);
+    wait(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("bash starts"))
+}
+
+#[test]
+fn a_limit_on_the_length_of_files_is_told() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    let ran = limited(&larder, "ulimit -f 1024", &["prefetch", "s3://models/m/"]);
+    assert_eq!(ran.code, Some(74), "{ran:?}");
+    assert!(ran.stderr.contains("File too large") && ran.stderr.contains("1024 KiB here: raise"), "{ran:?}");
+    larder.ok(&["prefetch", "s3://models/m/"]);
+    larder.holds("s3://models/m/", &model.files);
+    let target = larder.scratch().join("target");
+    let ran = limited(&larder, "ulimit -f 1024", &["export", "s3://models/m/", target.to_str().expect("text")]);
+    assert_eq!(ran.code, Some(74), "{ran:?}");
+    assert!(ran.stderr.contains("1024 KiB here: raise"), "{ran:?}");
+    let longest = crate::support::read_tree(&target).values().map(Vec::len).max();
+    assert!(longest < Some(1 << 20), "nothing half-written is left: {longest:?}");
+}
+
+#[test]
+fn a_process_that_may_start_no_thread_says_so_and_ends() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    let mut told = 0;
+    for kib in (24_000..200_000).step_by(8_000) {
+        let ran = limited(&larder, &format!("ulimit -v {kib}"), &["prefetch", "s3://models/none/"]);
+        // Killed by `timeout`, or by a shell that starts nothing in so little.
+        assert_ne!(ran.code, Some(137), "{kib} KiB: it hangs: {ran:?}");
+        if ran.code == Some(70) {
+            let limit = format!("at most {kib} KiB of address space (`ulimit -v`)");
+            assert!(ran.stderr.contains("cannot start a thread: ") && ran.stderr.contains(&limit), "{ran:?}");
+            assert!(!ran.stderr.contains("panic"), "{ran:?}");
+            told += 1;
+        }
+    }
+    assert!(told > 0, "no limit was low enough");
+}
+
+#[test]
+fn a_variable_that_is_no_text_is_named_and_not_shown() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+        let value = std::ffi::OsStr::from_bytes(b"S3CR3T\xff");
+        let ran =
+            wait(larder.command(&["-vv", "prefetch", "s3://models/m/"]).env(name, value).spawn().expect("starts"));
+        assert_eq!(ran.code, Some(77), "{ran:?}");
+        assert!(ran.stderr.contains(&format!("{name} is not UTF-8")), "{ran:?}");
+        assert!(!ran.stderr.contains("S3CR3T"), "{ran:?}");
     }
 }

@@ -15,6 +15,8 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
 const MAGIC: u8 = 229;
 const SIGINT: c_int = 2;
 const SIGTERM: c_int = 15;
+/// As on every architecture but mips and parisc.
+const SIGXFSZ: c_int = 25;
 const SIG_BLOCK: c_int = 0;
 const SFD_CLOEXEC: c_int = 0o2_000_000;
 /// As on every architecture but mips, powerpc and sparc.
@@ -111,6 +113,8 @@ pub fn peer_uid(socket: &OwnedFd) -> io::Result<u32> {
 /// A descriptor that becomes readable when the process is told to end (SIGTERM, SIGINT), which
 /// from now on does not end it: not this thread, nor those it starts. Process 1 of a container
 /// gets no signal that is neither handled nor blocked.
+///
+/// Nor does a log that may not grow (`ulimit -f`) end it.
 pub fn told_to_end() -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::<SignalSet>::uninit();
     // SAFETY: the set is large enough for either C library, initialised by the first call before
@@ -123,7 +127,10 @@ pub fn told_to_end() -> io::Result<OwnedFd> {
         if error != 0 {
             return Err(io::Error::from_raw_os_error(error));
         }
-        signalfd(-1, set.as_ptr(), SFD_CLOEXEC)
+        let fd = signalfd(-1, set.as_ptr(), SFD_CLOEXEC);
+        sigaddset(set.as_mut_ptr(), SIGXFSZ);
+        pthread_sigmask(SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        fd
     };
     if fd < 0 {
         return Err(io::Error::last_os_error());

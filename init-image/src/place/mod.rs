@@ -136,6 +136,11 @@ impl From<Error> for Failure {
                 Self::new(failure::DISK, message)
                     .hint("give that volume room for the whole model, or link to the node's copy (without --copy)")
             }
+            Error::Place { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => Self::new(
+                failure::DISK,
+                message,
+            )
+            .hint("raise the limit on the length of a file (`ulimit -f`), or link to the node's copy (without --copy)"),
             Error::Model { .. } | Error::Incomplete { .. } | Error::Place { .. } => Self::new(failure::DISK, message),
             Error::Occupied { .. } => Self::new(failure::USAGE, message).hint("name an empty or absent directory"),
             Error::TooLarge { .. } => Self::new(failure::USAGE, message),
