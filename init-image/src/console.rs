@@ -13,9 +13,17 @@ use larder_init::failure::{self, Failure};
 use larder_init::json::Writer;
 use larder_init::place::Copied;
 
+use crate::output::{self, Stream};
+
 /// A warm start says one line, at its end.
 const LINE_FIRST: Duration = Duration::from_secs(2);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a line waits for a reader that has stopped reading: a container's log keeps no pod from
+/// starting. The lines behind it do not wait at all, until there is room again.
+const READER_PATIENCE: Duration = Duration::from_millis(100);
+/// The same for why it failed.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Speaks to whoever started us.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ impl Console {
     /// Text to stdout, which is a log here: one that cannot be written must not keep a pod from starting.
     #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn data(&self, text: &str) {
-        let _ = std::io::stdout().write_all(text.as_bytes());
+        output::say(Stream::Stdout, text.as_bytes(), READER_PATIENCE);
     }
 
     /// The same where nothing else is wanted: how that ends.
@@ -60,13 +68,17 @@ impl Console {
     }
 
     /// A line to stderr.
-    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     fn say(&self, parts: &[&str]) {
+        self.say_within(parts, READER_PATIENCE);
+    }
+
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
+    fn say_within(&self, parts: &[&str], patience: Duration) {
         let mut line = parts.concat();
         line.push('\n');
         // In one write, so that the lines of containers do not mix; with nobody to read it, it is
         // of no use to fail.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        output::say(Stream::Stderr, line.as_bytes(), patience);
     }
 
     fn is_due(&mut self) -> bool {
@@ -155,9 +167,9 @@ impl Console {
             };
             self.data(&[&event.literal("exit_code", &failure.exit_code.to_string()).finish(), "\n"].concat());
         }
-        self.say(&["error: ", &failure.message]);
+        self.say_within(&["error: ", &failure.message], LAST_PATIENCE);
         if let Some(hint) = &failure.hint {
-            self.say(&["  hint: ", hint]);
+            self.say_within(&["  hint: ", hint], LAST_PATIENCE);
         }
         ExitCode::from(if failure.exit_code == 0 { failure::DEFECT } else { failure.exit_code })
     }

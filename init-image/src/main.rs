@@ -7,6 +7,7 @@ mod console;
 mod deliver;
 #[cfg(all(feature = "lean", target_os = "linux", target_env = "gnu", target_feature = "crt-static"))]
 mod lean;
+mod output;
 mod signals;
 
 use std::process::ExitCode;

@@ -24,7 +24,7 @@ impl Console {
     /// What a listing shows, as it is. A reader that has seen enough (`larder ls | head`) is no error.
     #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn data(self, text: &str) {
-        to_stdout(text, true);
+        to_stdout(true, || output::stdout(text.as_bytes()));
     }
 
     /// The same as one JSON object on a line of its own.
@@ -40,10 +40,24 @@ impl Console {
         }
     }
 
+    /// What is wrong with a command line.
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
+    pub fn usage(self, text: &clap::builder::StyledStr) {
+        let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && io::stderr().is_terminal();
+        let text = if color { text.ansi().to_string() } else { text.to_string() };
+        output::stderr(text.as_bytes());
+    }
+
     /// What happens, as one JSON object on a line of its own.
     #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
     pub fn event(self, value: &serde_json::Value) {
-        to_stdout(&format!("{value}\n"), false);
+        to_stdout(false, || output::event(format!("{value}\n").as_bytes()));
+    }
+
+    /// The same for how far something is: where the reader is slow it is left out.
+    #[expect(clippy::unused_self, reason = "said through the same door as everything else")]
+    pub fn passing_event(self, value: &serde_json::Value) {
+        to_stdout(false, || output::passing_event(format!("{value}\n").as_bytes()));
     }
 
     /// Whether what goes to stdout still arrives somewhere.
@@ -53,8 +67,16 @@ impl Console {
     }
 
     /// How the process ends where `exit` is how the work went. Output that was lost is an error, but
-    /// none that hides another.
+    /// none that hides another. By now the store is let go: readers get their time.
     pub fn end(self, exit: Exit) -> Exit {
+        let until = output::until();
+        to_stdout(false, || output::flush_stdout(until));
+        let exit = self.with_stdout(exit);
+        output::flush_stderr(until);
+        exit
+    }
+
+    fn with_stdout(self, exit: Exit) -> Exit {
         let Some(Unheard::Lost(error)) = &*locked(&UNHEARD) else { return exit };
         let done = if exit == Exit::Done { ", though what was asked for is done" } else { "" };
         self.say(&Failure::new(Exit::Disk, format!("stdout cannot be written{done}: {error}")));
@@ -65,6 +87,13 @@ impl Console {
     pub fn note(self, line: &str) {
         if !self.quiet {
             above_bars(|| output::stderr(format!("{}\n", plain(line)).as_bytes()));
+        }
+    }
+
+    /// The same for how far something is: where the reader is slow it is left out.
+    pub fn passing_note(self, line: &str) {
+        if !self.quiet {
+            above_bars(|| output::passing(format!("{}\n", plain(line)).as_bytes()));
         }
     }
 
@@ -112,12 +141,12 @@ static UNHEARD: Mutex<Option<Unheard>> = Mutex::new(None);
 
 /// After the first failure nothing more is written: half a line is half a line, and no other begins in
 /// its middle.
-fn to_stdout(text: &str, may_end: bool) {
+fn to_stdout(may_end: bool, write: impl FnOnce() -> io::Result<()>) {
     let mut unheard = locked(&UNHEARD);
     if unheard.is_some() {
         return;
     }
-    if let Err(error) = output::stdout(text.as_bytes()) {
+    if let Err(error) = write() {
         note_unheard(&mut unheard, error, may_end);
     }
 }
@@ -132,7 +161,7 @@ pub struct Log;
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        above_bars(|| output::stderr(bytes));
+        above_bars(|| output::command_log_line(bytes));
         Ok(bytes.len())
     }
 
@@ -164,7 +193,17 @@ fn above_bars<T>(print: impl FnOnce() -> T) -> T {
 
 /// Takes the bars off the screen.
 pub fn clear_bars() {
-    let mut shown = locked(&SHOWN);
+    clear(locked(&SHOWN));
+}
+
+/// The same for whoever must not wait.
+pub fn clear_bars_now() {
+    if let Ok(shown) = SHOWN.try_lock() {
+        clear(shown);
+    }
+}
+
+fn clear(mut shown: MutexGuard<'_, Option<Shown>>) {
     if let Some(shown) = shown.take() {
         let _ = shown.screen.clear();
         // A bar draws once more when it is dropped.
@@ -296,7 +335,7 @@ impl TermLike for Terminal {
 
     fn flush(&self) -> io::Result<()> {
         let drawing = std::mem::take(&mut *locked(&self.drawing)) + "\r";
-        output::stderr(drawing.as_bytes());
+        output::passing(drawing.as_bytes());
         Ok(())
     }
 }

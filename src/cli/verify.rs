@@ -132,7 +132,8 @@ impl Shown {
             VerifyEvent::Hashing { bytes_done, bytes_total } if !self.console.json => {
                 return self.watch().show_hashing(*bytes_done, *bytes_total);
             }
-            VerifyEvent::Damaged { .. } | VerifyEvent::Hashing { .. } => {}
+            VerifyEvent::Hashing { .. } => return self.console.passing_event(&json!(event)),
+            VerifyEvent::Damaged { .. } => {}
             _ => self.watch = None,
         }
         match event {

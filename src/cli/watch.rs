@@ -39,9 +39,9 @@ impl Watch {
             screen.show(headline, bars);
         } else if self.is_due() {
             if self.console.json {
-                self.console.event(&serde_json::json!(Event::Progress(moving.clone())));
+                self.console.passing_event(&serde_json::json!(Event::Progress(moving.clone())));
             } else {
-                self.console.note(&line(moving));
+                self.console.passing_note(&line(moving));
             }
         }
     }
@@ -51,8 +51,8 @@ impl Watch {
         let line = format!("{} of {} hashed", text::bytes(done), text::bytes(total));
         if let Some(screen) = &self.bars {
             screen.show("hashing what is on disk".to_owned(), vec![Bar { done, size: total, text: line }]);
-        } else if self.is_due() {
-            self.console.result(&line);
+        } else if !self.console.json && self.is_due() {
+            self.console.passing_note(&line);
         }
     }
 

@@ -2,11 +2,13 @@
 //! becomes a success.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, PipeReader, Write as _};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use larder_origins::{Checksums, Fault};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::node::{self, Node, damage};
@@ -178,4 +180,112 @@ fn an_init_container_whose_log_cannot_be_written_places_its_model() {
         let code = wait(node.init_command(&["--help"]).stdout(broken()).spawn().expect("starts")).code;
         assert_eq!(code, Some(if name == "full" { 74 } else { 0 }));
     }
+}
+
+/// A pipe that is full, and whose reader takes nothing for as long as it is kept.
+fn stuck() -> (PipeReader, Stdio) {
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    rustix::io::ioctl_fionbio(&writer, true).expect("non-blocking");
+    while writer.write(&[b'x'; 512]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).expect("blocking");
+    (reader, writer.into())
+}
+
+/// How it ended, if it did.
+fn ended(child: &mut Child, within: Duration) -> Option<i32> {
+    let began = Instant::now();
+    while began.elapsed() < within {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+/// Much more than what is promised, for a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_has_been_done_is_let_go_whoever_reads_of_it() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    for (code, flags) in [(0, &["prefetch"][..]), (74, &["--json", "prefetch"])] {
+        let (_reader, pipe) = stuck();
+        let mut command = larder.command(&[flags, &[SOURCE]].concat());
+        let mut child = if code == 0 { command.stderr(pipe) } else { command.stdout(pipe) }.spawn().expect("starts");
+        // Still waiting for its reader, it has let the store go.
+        let began = Instant::now();
+        while wait(larder.command(&["path", SOURCE]).spawn().expect("starts")).code != Some(0) {
+            assert!(began.elapsed() < LONG, "{flags:?}");
+        }
+        let pinned = larder.run(&["pin", SOURCE]);
+        assert_eq!(pinned.code, Some(0), "{flags:?}: {pinned:?}");
+        assert_eq!(ended(&mut child, LONG), Some(code), "{flags:?}");
+        larder.holds(SOURCE, &model.files);
+        larder.ok(&["rm", SOURCE]);
+    }
+}
+
+#[test]
+fn a_signal_ends_a_command_whose_output_is_not_read() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    larder.ok(&["prefetch", SOURCE]);
+    let verbs: [&[&str]; 6] = [
+        &["prefetch", SOURCE],
+        &["--json", "prefetch", SOURCE],
+        &["ls"],
+        &["inspect", SOURCE],
+        &["verify"],
+        &["--help"],
+    ];
+    for (at, args) in verbs.into_iter().enumerate() {
+        let (_reader, pipe) = stuck();
+        let (_other, other) = stuck();
+        let mut child = larder.command(args).stdout(pipe).stderr(other).spawn().expect("larder starts");
+        std::thread::sleep(Duration::from_millis(500));
+        let signal = if at % 2 == 0 { Signal::INT } else { Signal::TERM };
+        kill_process(Pid::from_child(&child), signal).expect("a signal");
+        // One that has done its work says how that went.
+        let code = ended(&mut child, Duration::from_secs(8)).unwrap_or_else(|| panic!("{args:?} does not end"));
+        assert!([0, 74, 130].contains(&code), "larder {args:?}: {code}");
+    }
+}
+
+/// Neither progress nor a log that nobody reads holds a pull up.
+#[test]
+fn a_pull_goes_on_without_a_reader() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    origin.misbehave_on_reads(|number, _| Some(if number < 2 { Fault::slow_down() } else { Fault::Slow(4 << 20) }));
+    let larder = Larder::at(&origin);
+    let ((_out, stdout), (_err, stderr)) = (stuck(), stuck());
+    let mut child =
+        larder.command(&["-vv", "--json", "prefetch", SOURCE]).stdout(stdout).stderr(stderr).spawn().expect("starts");
+    let began = Instant::now();
+    while larder.run(&["path", SOURCE]).code != Some(0) {
+        assert!(began.elapsed() < LONG, "it is held up");
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    larder.holds(SOURCE, &model.files);
+}
+
+#[test]
+fn an_init_container_whose_log_nobody_reads_places_its_model() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let node = Node::started(&origin);
+    for flags in [&["--copy"][..], &["--copy", "--json"]] {
+        let dest = node.path(&format!("dest-{}", flags.len()));
+        let ((_out, stdout), (_err, stderr)) = (stuck(), stuck());
+        let mut command = node.init_command(flags);
+        let mut child = command.arg(SOURCE).arg(&dest).stdout(stdout).stderr(stderr).spawn().expect("starts");
+        assert_eq!(ended(&mut child, LONG), Some(0), "{flags:?}");
+        assert!(crate::support::read_tree(&dest) == model.files);
+    }
+    let (_err, stderr) = stuck();
+    let mut child = node.init_command(&["s3://models/none", "x"]).stderr(stderr).spawn().expect("starts");
+    assert_eq!(ended(&mut child, LONG), Some(66));
 }
