@@ -109,12 +109,11 @@ impl Outlet {
                     since = Instant::now();
                     self.gave_up = false;
                 }
-                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if left.is_zero() => {
                     self.gave_up |= !patience.is_zero();
                     return Ok(false);
                 }
-                Err(Errno::AGAIN) => {}
+                Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }

@@ -206,7 +206,7 @@ fn ended(child: &mut Child, within: Duration) -> Option<i32> {
 }
 
 /// Much more than what is promised, for a busy machine.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 #[test]
 fn what_has_been_done_is_let_go_whoever_reads_of_it() {

@@ -68,5 +68,5 @@ fn no_command_waits_for_a_daemon_that_hangs() {
     assert_eq!(interrupted.code, Some(130), "{interrupted:?}");
     assert_eq!(init.code, Some(69), "{init:?}");
     assert!(init.stderr.contains("gave up after 2 s: "), "{init:?}");
-    assert!(elapsed < Duration::from_secs(60), "{elapsed:?}");
+    assert!(elapsed < Duration::from_mins(1), "{elapsed:?}");
 }
