@@ -15,11 +15,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::error::AtPath as _;
-use super::{Error, Layout, fsx, record};
+use super::{Error, Layout, fsx, record, sealed};
 use crate::domain::Digest;
 
 /// Longer than any mark.
 const MARK_LEN_MAX: u64 = 1 << 10;
+/// Where marks are in the spill.
+const SPILLED: &str = "damaged";
 /// Marks that are read: beyond it the disk is past mending.
 const MARK_COUNT_MAX: usize = 100_000;
 
@@ -66,7 +68,8 @@ pub struct Mark {
     pub since: u64,
 }
 
-/// Marks that the disk did not take. Lost with the process: then the damage has to be found anew.
+/// Marks that the disk did not take. The next process finds them in the spill, where that takes them:
+/// else the damage has to be found anew.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
     marks: RwLock<HashMap<Digest, Mark>>,
@@ -134,8 +137,11 @@ fn read(path: &Path) -> io::Result<Option<Mark>> {
         }
         other => other?,
     };
-    let line = text.strip_suffix(b"\n").unwrap_or(&text);
-    record::decode(line).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    decode(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn decode(text: &[u8]) -> Option<Mark> {
+    record::decode(text.strip_suffix(b"\n").unwrap_or(text))
 }
 
 /// Marks a copy, or that there is none. It counts from here on in this process, whatever the disk
@@ -147,17 +153,49 @@ pub(super) fn mark(layout: &Layout, digest: &Digest, copy: Option<CopyId>) -> Re
     let _turn = layout.unwritten_marks().turn();
     let path = layout.mark(digest);
     if read(&path).is_ok_and(|known| known.is_some_and(|known| known.copy == copy)) {
+        forget_unwritten(layout, digest);
         return Ok(());
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    let mark = Mark { copy, since };
+    let before = layout.unwritten_marks().get(digest).filter(|before| before.copy == copy);
+    let mark = before.unwrap_or(Mark { copy, since });
     layout.unwritten_marks().put(digest, mark);
+    let bytes = record::encode(&mark);
+    let Err(error) = write(layout, &path, &bytes) else {
+        forget_unwritten(layout, digest);
+        return Ok(());
+    };
+    layout.spill().write(SPILLED, &digest.to_string(), &bytes).map_err(|why| {
+        tracing::debug!(%digest, %why, "nor is there another place for the mark of a damaged blob");
+        error
+    })
+}
+
+fn write(layout: &Layout, path: &Path, bytes: &[u8]) -> Result<(), Error> {
     if let Some(parent) = path.parent() {
         fsx::create_directories(parent).at("create", parent)?;
     }
-    fsx::replace(&layout.scratch(), &path, &record::encode(&mark)).at("write", &path)?;
-    layout.unwritten_marks().remove(digest);
-    Ok(())
+    fsx::replace(&layout.scratch(), path, bytes).at("write", path)
+}
+
+/// Forgets that the disk did not take a mark, now that it says the same.
+fn forget_unwritten(layout: &Layout, digest: &Digest) {
+    if layout.unwritten_marks().get(digest).is_some() && layout.spill().remove(SPILLED, &digest.to_string()).is_ok() {
+        layout.unwritten_marks().remove(digest);
+    }
+}
+
+/// Takes up the marks that earlier processes, and others, have kept in the spill.
+pub(super) fn take_up(layout: &Layout) {
+    let _turn = layout.unwritten_marks().turn();
+    for (name, bytes) in layout.spill().all(SPILLED, MARK_LEN_MAX) {
+        let Ok(digest) = name.parse::<Digest>() else { continue };
+        if layout.unwritten_marks().get(&digest).is_none() {
+            // One that cannot be read means whatever copy is here.
+            let any = || Mark { copy: sealed::any(layout, &digest).map(|(_, copy)| CopyId::of(&copy)), since: 0 };
+            layout.unwritten_marks().put(&digest, decode(&bytes).unwrap_or_else(any));
+        }
+    }
 }
 
 /// Every mark. One that cannot be read has no copy.
@@ -191,17 +229,25 @@ pub(super) fn clear(layout: &Layout, digest: &Digest, copy: Option<CopyId>) -> R
     let _turn = layout.unwritten_marks().turn();
     let path = layout.mark(digest);
     let is_another = |mark: Option<Mark>| mark.is_some_and(|mark| mark.copy != copy);
-    if is_another(layout.unwritten_marks().get(digest)) || is_another(read(&path).ok().flatten()) {
+    let written = read(&path);
+    let is_absent = matches!(written, Ok(None));
+    if is_another(layout.unwritten_marks().get(digest)) || is_another(written.ok().flatten()) {
         return Ok(());
     }
-    fsx::remove_if_there(&path).at("remove", &path)?;
-    layout.unwritten_marks().remove(digest);
+    if !is_absent {
+        fsx::remove_if_there(&path).at("remove", &path)?;
+    }
+    if layout.unwritten_marks().get(digest).is_some() {
+        layout.spill().remove(SPILLED, &digest.to_string()).at("remove what is unwritten of", &path)?;
+        layout.unwritten_marks().remove(digest);
+    }
     Ok(())
 }
 
 /// Something that is another as soon as there is another mark, in whichever process; `None` where
 /// that cannot be seen. Costs one look at a directory that is nearly always empty.
 pub(super) fn stamp(layout: &Layout) -> Option<u64> {
+    take_up(layout);
     let mut marks: Vec<(std::ffi::OsString, u64)> = Vec::new();
     match std::fs::read_dir(layout.marks()) {
         Ok(entries) => {

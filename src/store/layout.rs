@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::boot::BootId;
-use super::damage::Unwritten;
+use super::damage::{self, Unwritten};
+use super::spill::Spill;
 use crate::domain::Digest;
 
 /// The directory of this format. A change of format is a new name, never a migration in place.
@@ -18,12 +19,23 @@ pub struct Layout {
     boot: BootId,
     /// Part of what is below, but for a disk that does not take it: so it goes where the paths go.
     unwritten_marks: Arc<Unwritten>,
+    /// What of it survives this process.
+    spill: Arc<Spill>,
 }
 
 impl Layout {
     /// The layout below `base` during boot `boot`.
     pub(super) fn new(base: &Path, boot: BootId) -> Self {
-        Self { base: base.to_owned(), root: base.join(FORMAT_DIRECTORY), boot, unwritten_marks: Arc::default() }
+        let (unwritten_marks, spill) = (Arc::default(), Arc::default());
+        Self { base: base.to_owned(), root: base.join(FORMAT_DIRECTORY), boot, unwritten_marks, spill }
+    }
+
+    /// The same with what the disk did not take, which is beside one of these sockets. The lock is there.
+    pub(super) fn beside(self, sockets: impl IntoIterator<Item = PathBuf>) -> Self {
+        let spill = Arc::new(Spill::beside(&self.lock(), sockets));
+        let layout = Self { spill, ..self };
+        damage::take_up(&layout);
+        layout
     }
 
     /// The directory the user named.
@@ -141,6 +153,11 @@ impl Layout {
 
     pub(super) fn unwritten_marks(&self) -> &Unwritten {
         &self.unwritten_marks
+    }
+
+    /// Where what the disk does not take is kept.
+    pub(super) fn spill(&self) -> &Spill {
+        &self.spill
     }
 
     /// Notes of one kind.

@@ -27,6 +27,7 @@ mod recovery;
 mod reserve;
 mod sealed;
 mod space;
+mod spill;
 mod trees;
 mod unreadable;
 mod view;
@@ -111,12 +112,18 @@ impl Store {
         let layout = Layout::new(directory, BootId::current());
         refuse_foreign(&layout)?;
         fsx::create_directories(layout.root()).at("create", layout.root())?;
+        let last = lock::last_socket(&layout);
         let lock = lock::Lock::take(&layout, socket)?;
+        // What the disk did not take before: the lock names this socket by now.
+        let layout = layout.beside(socket.map(Path::to_owned).into_iter().chain(last));
         let met = unreadable::Met::default();
         let mut recovered = writable::prepare(&layout, &met)?;
         let catalog = catalog::Catalog::open(&layout)?;
         recovered.catalog_lines_dropped = catalog.dropped();
-        Ok(Self::of(layout, lock, catalog, met, recovered))
+        let store = Self::of(layout, lock, catalog, met, recovered);
+        // What is still not taken is tried again.
+        let _ = store.unwritten.write_all(store.layout());
+        Ok(store)
     }
 
     fn of(
@@ -127,9 +134,9 @@ impl Store {
         recovered: Recovered,
     ) -> Self {
         let (catalog, holds, names) = (Arc::new(Mutex::new(catalog)), Arc::default(), Mutex::default());
+        let unwritten = notes::Unwritten::open(&layout);
         let view = View::new(layout, met, Arc::clone(&catalog));
         let (observer, heeded, writable) = (OnceLock::new(), Mutex::default(), writable::Writable::default());
-        let unwritten = notes::Unwritten::default();
         let store = Self { view, lock, catalog, holds, names, unwritten, observer, recovered, heeded, writable };
         if let Err(error) = store.heed() {
             tracing::warn!(%error, "what is known to be damaged could not be taken out of every model's directory");
@@ -238,7 +245,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn notes<T: serde::de::DeserializeOwned>(&self, shelf: Shelf) -> Result<Vec<(String, T)>, Error> {
-        notes::read_all(self.layout(), shelf)
+        self.unwritten.read_all(self.layout(), shelf)
     }
 
     /// Removes a note, if it is there.
@@ -666,21 +673,26 @@ impl Store {
     fn mend_trees_of(&self, digest: &Digest, copy: Option<CopyId>) -> Result<(), Error> {
         let _names = self.lock_names();
         let all = self.layout().models();
+        let mut result = Ok(());
         for name in fsx::names(&all).at("list", &all)? {
             let Ok(model) = name.parse::<Digest>() else { continue };
             let changed = match models::read_manifest(self.layout(), &model) {
-                Ok(manifest) => trees::mend(self.layout(), &manifest, &model, Some(digest))?.changed,
+                Ok(manifest) => {
+                    trees::mend(self.layout(), &manifest, &model, Some(digest)).map(|mended| mended.changed)
+                }
                 // It may name it too.
-                Err(_) => copy.map_or(Ok(false), |copy| trees::take_out(&all.join(&name), copy.inode()))?,
+                Err(_) => copy.map_or(Ok(false), |copy| trees::take_out(&all.join(&name), copy.inode())),
             };
-            if changed {
+            // Where the name cannot go, who has the model open hears of it nevertheless.
+            if !matches!(changed, Ok(false)) {
                 self.tell(|observer| observer.model_changed(&model));
             }
+            result = result.and(changed.map(drop));
         }
         if copy.is_some() {
             self.tell(|observer| observer.blob_went(digest));
         }
-        Ok(())
+        result
     }
 
     /// Directories of models that nothing names: their manifests were damaged, and they have not been

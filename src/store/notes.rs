@@ -45,7 +45,7 @@ impl Shelf {
 }
 
 /// Notes of who uses what that the disk did not take, or did not let go of, by what is to be there.
-/// What is true is in memory then, and has to get to the disk before the next restart.
+/// What is true is in memory then, and in the spill for the next process.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten(Mutex<Waiting>);
 
@@ -53,6 +53,21 @@ pub(super) struct Unwritten(Mutex<Waiting>);
 type Waiting = HashMap<(Shelf, String), Option<Vec<u8>>>;
 
 impl Unwritten {
+    /// What an earlier process could not write down.
+    pub(super) fn open(layout: &Layout) -> Self {
+        let mut waiting = Waiting::new();
+        for shelf in [Shelf::Leases, Shelf::Volumes] {
+            for (name, bytes) in layout.spill().all(shelf.directory(), NOTE_LEN_MAX) {
+                if let Some(note) = decode::<serde_json::Value>(&bytes) {
+                    waiting.entry((shelf, name)).or_insert((!note.is_null()).then_some(bytes));
+                } else {
+                    tracing::warn!(shelf = shelf.directory(), name, "a damaged note is passed over");
+                }
+            }
+        }
+        Self(Mutex::new(waiting))
+    }
+
     /// Writes a note in place of an older one of that name: 1 to 64 letters, digits, `-` or `_`.
     pub(super) fn write(&self, layout: &Layout, shelf: Shelf, name: &str, note: Vec<u8>) -> Result<(), Error> {
         if note.len() as u64 > NOTE_LEN_MAX {
@@ -67,18 +82,22 @@ impl Unwritten {
         self.settle(layout, shelf, name, None)
     }
 
-    /// Tries again what failed. The rest is left after the first that fails again.
+    /// Tries again what failed. One that fails again holds up no other.
     pub(super) fn write_all(&self, layout: &Layout) -> Result<(), Error> {
         let mut unwritten = self.lock();
-        let count = unwritten.len();
-        while let Some((key, note)) = unwritten.iter().next().map(|(key, note)| (key.clone(), note.clone())) {
-            put(layout, key.0, &key.1, note.as_deref())?;
-            unwritten.remove(&key);
+        let (count, mut result) = (unwritten.len(), Ok(()));
+        unwritten.retain(|(shelf, name), note| {
+            let written = put(layout, *shelf, name, note.as_deref());
+            let is_there = written.is_err() || layout.spill().remove(shelf.directory(), name).is_err();
+            if let (Ok(()), Err(error)) = (&result, written) {
+                result = Err(error);
+            }
+            is_there
+        });
+        if unwritten.len() < count {
+            tracing::info!(notes = count - unwritten.len(), "written down at last");
         }
-        if count > 0 {
-            tracing::info!(notes = count, "written down at last");
-        }
-        Ok(())
+        result
     }
 
     /// Under the lock from the first try on: an older note must not come after a newer one.
@@ -87,12 +106,48 @@ impl Unwritten {
             return put(layout, shelf, name, note.as_deref());
         }
         let (mut unwritten, key) = (self.lock(), (shelf, name.to_owned()));
-        let result = put(layout, shelf, name, note.as_deref());
-        match &result {
-            Ok(()) => unwritten.remove(&key),
-            Err(_) => unwritten.insert(key, note),
+        let spill = |note: &Option<Vec<u8>>| {
+            // What is to be gone is said, too: the disk says something else.
+            let gone = || record::encode(&());
+            layout.spill().write(shelf.directory(), name, &note.clone().unwrap_or_else(gone))
         };
-        result
+        let was_spilled = unwritten.contains_key(&key);
+        if was_spilled {
+            // First of all: what is there overrules the disk, and a kill must not leave an older word there.
+            let _ = spill(&note);
+        }
+        let Err(error) = put(layout, shelf, name, note.as_deref()) else {
+            if !was_spilled || layout.spill().remove(shelf.directory(), name).is_ok() {
+                unwritten.remove(&key);
+            } else {
+                unwritten.insert(key, note);
+            }
+            return Ok(());
+        };
+        let spilled = spill(&note);
+        if unwritten.is_empty() {
+            tracing::warn!(%error, "the store does not take a note of who uses what: it is kept elsewhere, and tried again");
+        }
+        unwritten.insert(key, note);
+        spilled.map_err(|why| {
+            tracing::debug!(%why, "nor is there another place for the note");
+            error
+        })
+    }
+
+    /// Every note that can be read, with its name, as it is to be. One that says nothing right is removed:
+    /// it proves nothing. One that the disk does not give is passed over.
+    pub(super) fn read_all<T: DeserializeOwned>(
+        &self,
+        layout: &Layout,
+        shelf: Shelf,
+    ) -> Result<Vec<(String, T)>, Error> {
+        let mut notes = read_written(layout, shelf)?;
+        let unwritten = self.lock();
+        notes.retain(|(name, _)| !unwritten.contains_key(&(shelf, name.clone())));
+        let of_shelf = unwritten.iter().filter(|((of, _), _)| *of == shelf);
+        notes.extend(of_shelf.filter_map(|((_, name), note)| Some((name.clone(), decode(note.as_deref()?)?))));
+        Ok(notes)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -115,9 +170,12 @@ fn put(layout: &Layout, shelf: Shelf, name: &str, note: Option<&[u8]>) -> Result
     written.at("write", &path)
 }
 
-/// Every note that can be read, with its name. One that says nothing right is removed: it proves
-/// nothing. One that the disk does not give is passed over.
-pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Result<Vec<(String, T)>, Error> {
+fn decode<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
+    record::decode(text.strip_suffix(b"\n").unwrap_or(text))
+}
+
+/// What the disk says.
+fn read_written<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Result<Vec<(String, T)>, Error> {
     let directory = layout.shelf(shelf.directory());
     let mut notes = Vec::new();
     for name in fsx::names(&directory).at("list", &directory)?.into_iter().take(NOTE_COUNT_MAX) {
@@ -132,7 +190,7 @@ pub(super) fn read_all<T: DeserializeOwned>(layout: &Layout, shelf: Shelf) -> Re
                 continue;
             }
         };
-        if let Some(note) = record::decode(text.strip_suffix(b"\n").unwrap_or(&text)) {
+        if let Some(note) = decode(&text) {
             notes.push((name, note));
         } else {
             tracing::warn!(path = %path.display(), "a damaged note is removed");

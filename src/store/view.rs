@@ -15,8 +15,8 @@ use super::error::AtPath as _;
 use super::index::Index;
 use super::unreadable::{Met, Unreadable};
 use super::{
-    CopyId, Error, Exported, Layout, Mark, ObjectId, Shelf, SourceRecord, Store, catalog, damage, export, fsx, models,
-    recovery, sealed, trees,
+    CopyId, Error, Exported, Layout, Mark, ObjectId, Shelf, SourceRecord, Store, catalog, damage, export, fsx, lock,
+    models, recovery, sealed, trees,
 };
 use crate::domain::{Digest, Manifest, ManifestEntry};
 
@@ -55,6 +55,7 @@ impl View {
             return Err(Error::Absent(format!("`{}` holds no store: nothing", directory.display())));
         }
         let mut met = Met::default();
+        let socket = lock::last_socket(&layout);
         if recovery::is_needed(&layout) {
             match Store::open(directory) {
                 Ok(store) => met = store.view.met.clone(),
@@ -64,7 +65,7 @@ impl View {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { layout, met, catalog: None })
+        Ok(Self { layout: layout.beside(socket), met, catalog: None })
     }
 
     pub(super) const fn met(&self) -> &Met {

@@ -56,6 +56,9 @@ impl Store {
     fn open_unwritable(layout: Layout, socket: Option<&Path>, why: String) -> Result<Self, Error> {
         refuse_foreign(&layout)?;
         let lock = lock::Lock::take_unwritten(&layout, socket)?;
+        // It goes on naming the last socket: others look there.
+        let sockets = lock::last_socket(&layout).into_iter().chain(socket.map(Path::to_owned));
+        let layout = layout.beside(sockets);
         let catalog = catalog::Catalog::open_unwritten(&layout)?;
         Ok(Self {
             writable: Writable::not(why),
