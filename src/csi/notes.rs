@@ -84,14 +84,9 @@ impl Notes {
         let mut notes = store.notes::<Volume>(Shelf::Volumes)?;
         // Those that have ended are the first to be too many.
         notes.sort_by_key(|(_, volume)| (volume.ended, std::cmp::Reverse(volume.since)));
-        let known = notes
-            .into_iter()
-            .take(VOLUMES_MAX)
-            .map(|(id, volume)| (volume.target.clone(), Noted { id, volume }))
-            .collect();
         Ok(Self {
             store: Arc::clone(store),
-            known: Mutex::new(known),
+            known: Mutex::new(by_target(notes.into_iter().take(VOLUMES_MAX))),
             disk: Lane::new("csi-notes", WRITES_MAX, WAITING_MAX),
             turns: Turns::default(),
         })
@@ -123,11 +118,15 @@ impl Notes {
 
     /// Notes a volume. A disk that is full or hangs is no reason to keep a model that is here from a
     /// pod: then the store writes it down as soon as the disk takes it.
-    pub async fn note(&self, _turn: &Turn<'_>, id: String, volume: Volume) {
+    ///
+    /// # Errors
+    /// Why it could not be written down, where what is written says that a volume there has ended: the
+    /// next daemon would take it from its pod.
+    pub async fn note(&self, _turn: &Turn<'_>, id: String, volume: Volume) -> Result<(), String> {
         let noted = Noted { id: id.clone(), volume: volume.clone() };
         let before = lock(&self.known).insert(volume.target.clone(), noted);
-        let pod = volume.pod.name.clone();
-        let store = Arc::clone(&self.store);
+        let (pod, target) = (volume.pod.name.clone(), volume.target.clone());
+        let (store, ended) = (Arc::clone(&self.store), before.clone().filter(|before| before.volume.ended));
         let write = move || {
             store.note(Shelf::Volumes, &id, &volume)?;
             match before.filter(|before| before.id != id) {
@@ -135,22 +134,26 @@ impl Notes {
                 None => Ok(()),
             }
         };
-        if let Err(why) = self.write(write).await {
-            tracing::warn!(pod, why, "a volume could not be written down: it is tried again");
+        let Err(why) = self.write(write).await else { return Ok(()) };
+        if let Some(ended) = ended {
+            lock(&self.known).insert(target, ended);
+            return Err(why);
         }
+        tracing::warn!(pod, why, "a volume could not be written down: it is tried again");
+        Ok(())
     }
 
     /// Notes that a volume ends, before anything of it is taken away; what was noted until now.
-    pub async fn end(&self, turn: &Turn<'_>, target: &Path) -> Option<Noted> {
+    pub async fn end(&self, _turn: &Turn<'_>, target: &Path) -> Option<Noted> {
         let noted = self.at(target)?;
         let ended = Volume { ended: true, since: text::unix(SystemTime::now()), ..noted.volume.clone() };
         let kept = Noted { id: noted.id.clone(), volume: ended.clone() };
-        lock(&self.known).insert(target.to_owned(), kept);
+        lock(&self.known).insert(target.to_owned(), kept.clone());
         let (store, id) = (Arc::clone(&self.store), noted.id.clone());
         if let Err(why) = self.write(move || store.note(Shelf::Volumes, &id, &ended)).await {
             tracing::debug!(why, "that a volume has ended could not be written down");
-            // A disk that takes nothing may still forget.
-            self.forget(turn, target).await;
+            // A disk that takes nothing may still forget. If not, it says that the volume is there.
+            self.remove(&kept).await;
         }
         for old in self.ended().iter().rev().skip(ENDED_MAX) {
             self.remove(old).await;
@@ -161,12 +164,18 @@ impl Notes {
     /// Forgets what is noted of a target.
     pub async fn forget(&self, _turn: &Turn<'_>, target: &Path) {
         let noted = lock(&self.known).get(target).cloned();
-        if let Some(noted) = noted {
-            self.remove(&noted).await;
+        let Some(noted) = noted else { return };
+        if !self.remove(&noted).await && noted.volume.ended {
+            // The next daemon would read that: whoever mounts it again has to know.
+            let mut known = lock(&self.known);
+            if known.len() < VOLUMES_MAX {
+                known.entry(target.to_owned()).or_insert(noted);
+            }
         }
     }
 
-    async fn remove(&self, noted: &Noted) {
+    /// Whether it is gone.
+    async fn remove(&self, noted: &Noted) -> bool {
         let (store, id) = (Arc::clone(&self.store), noted.id.clone());
         {
             let mut known = lock(&self.known);
@@ -174,9 +183,11 @@ impl Notes {
                 known.remove(&noted.volume.target);
             }
         }
-        if let Err(why) = self.write(move || store.remove_note(Shelf::Volumes, &id)).await {
+        let removed = self.write(move || store.remove_note(Shelf::Volumes, &id)).await;
+        if let Err(why) = &removed {
             tracing::warn!(why, "what is noted of a volume could not be removed");
         }
+        removed.is_ok()
     }
 
     async fn write(&self, write: impl FnOnce() -> Result<(), store::Error> + Send + 'static) -> Result<(), String> {
@@ -185,6 +196,16 @@ impl Notes {
             Err(missed) => Err(format!("the disk of the store: {missed}")),
         }
     }
+}
+
+/// One for each target: the first of several. What has ended under an older name does not stand for
+/// what is there.
+fn by_target(notes: impl Iterator<Item = (String, Volume)>) -> HashMap<PathBuf, Noted> {
+    let mut known = HashMap::new();
+    for (id, volume) in notes {
+        known.entry(volume.target.clone()).or_insert(Noted { id, volume });
+    }
+    known
 }
 
 /// Whose turn it is, by target.

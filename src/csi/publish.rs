@@ -248,7 +248,12 @@ impl Plugin {
             ended: false,
         };
         // Noted before it is mounted: what is mounted and not noted would stay.
-        self.notes.note(turn, asked.id.clone(), volume.clone()).await;
+        self.notes.note(turn, asked.id.clone(), volume.clone()).await.map_err(|why| {
+            let message = format!(
+                "this volume of the pod has ended before, and that it is there again cannot be written down: {why}"
+            );
+            Failure::hinted(Exit::Busy, message, "kubelet asks again; look at the disk of the store")
+        })?;
         self.attach(turn, work, &volume).await?;
         let Pod { namespace, name, .. } = &volume.pod;
         tracing::info!(source = volume.source, %namespace, pod = name, model = %digest.short(), arriving, "a pod has its model");

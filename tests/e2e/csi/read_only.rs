@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use larder_origins::{Checksums, SampleModel};
 use serde_json::json;
 
-use super::{begun, mounted, until, volume};
+use super::{begun, mounted, sockets, until, volume};
 use crate::mount::{Kept, assert_reads};
-use crate::node::{Node, http};
+use crate::node::{Node, damage, http};
 use crate::support::{origin_with_model, skipped, upload};
 
 /// A file system of its own for a node's store, unmounted with the value.
@@ -101,6 +101,169 @@ fn a_store_that_went_read_only_serves_what_is_here_and_lets_volumes_end() {
     kept.node.until("it can be written", |status| status["read_only"].is_null());
     assert_eq!(health(&address), "healthy\n");
     assert_eq!(kept.node.ready(&json!({"source": "s3://models/other/"}))["files"], other.files.len());
+    kept.end();
+    drop(disk);
+}
+
+fn bind(at: &Path, how: &str) {
+    assert!(ran(Command::new("mount").args(["-o", how]).arg(at).arg(at)), "mount -o {how} {}", at.display());
+}
+
+fn unbind(at: &Path) {
+    assert!(ran(Command::new("umount").arg(at)), "umount {}", at.display());
+}
+
+/// What the store's disk does not take is kept beside the daemon's socket.
+fn unwritten(kept: &Kept) -> Vec<String> {
+    let beside = kept.node.admin_socket();
+    let names = fs::read_dir(beside.parent().expect("a directory")).expect("a directory").flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("unwritten-")).collect()
+}
+
+fn ended_notes(kept: &Kept) -> usize {
+    let notes = fs::read_dir(kept.node.store().join("v1/volumes")).expect("notes").flatten();
+    notes.filter(|note| fs::read_to_string(note.path()).is_ok_and(|text| text.contains("\"ended\":true"))).count()
+}
+
+/// The store keeps the note that a volume has ended, and takes no other: the volume is the pod's again
+/// all the same, whoever restarts.
+#[test]
+fn a_volume_that_is_mounted_again_stays_where_that_cannot_be_written_down() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let mut node = Node::at(&origin);
+    let Some(disk) = Disk::of(&node) else { return skipped("read_only", "nothing can be mounted here") };
+    node.set("recheck", "\"1h\"");
+    let Some(kept) = Kept::of(node) else { return };
+    let mut kept = begun(kept, &[]);
+    let volume = volume(&kept, "p1", &[("source", "s3://models/m/")]);
+    let notes = kept.node.store().join("v1/volumes");
+    volume.publish().expect("published");
+    volume.unpublish().expect("taken away");
+    assert_eq!(ended_notes(&kept), 1);
+
+    // The whole store, as ext4 does by itself at an error; then that directory alone.
+    for is_whole in [true, false] {
+        kept.node.kill();
+        if is_whole {
+            disk.remount("ro");
+        } else {
+            bind(&notes, "bind");
+            bind(&notes, "remount,bind,ro");
+        }
+        kept.node.start();
+        for _ in 0..2 {
+            until(&kept, "published", |_| volume.publish().is_ok());
+            assert_eq!((mounted(&volume.target()).len(), ended_notes(&kept)), (1, 1));
+            kept.node.kill();
+            kept.node.start();
+            until(&kept, "kubelet may call", |_| volume.publish().is_ok());
+            assert_reads(&volume.target(), &model);
+            assert_eq!((mounted(&volume.target()).len(), unwritten(&kept).len()), (1, 1), "{}", kept.logs());
+        }
+        // What ends there has ended for the next daemon, too.
+        volume.unpublish().expect("taken away");
+        kept.node.kill();
+        kept.node.start();
+        until(&kept, "published", |_| volume.publish().is_ok());
+
+        // What is kept elsewhere goes to the store as soon as that can be written.
+        if is_whole {
+            disk.remount("rw");
+        } else {
+            unbind(&notes);
+        }
+        until(&kept, "written down", |kept| unwritten(kept).is_empty());
+        assert_eq!(ended_notes(&kept), 0);
+        kept.node.restart();
+        until(&kept, "kubelet may call", |_| volume.publish().is_ok());
+        assert_eq!(mounted(&volume.target()).len(), 1);
+        volume.unpublish().expect("taken away");
+        assert_eq!(ended_notes(&kept), 1);
+    }
+    kept.end();
+    drop(disk);
+}
+
+/// Where nothing takes a note, what would be taken away again is not given.
+#[test]
+fn a_volume_is_refused_that_the_next_daemon_would_take_away() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let Some(kept) = Kept::at(&origin) else { return };
+    let mut kept = begun(kept, &[]);
+    let (first, second) =
+        (volume(&kept, "p1", &[("source", "s3://models/m/")]), volume(&kept, "p2", &[("source", "s3://models/m/")]));
+    first.publish().expect("published");
+    first.unpublish().expect("taken away");
+    let notes = kept.node.store().join("v1/volumes");
+    let beside = kept.node.admin_socket().parent().expect("a directory").to_owned();
+    for at in [&notes, &beside] {
+        bind(at, "bind");
+        bind(at, "remount,bind,ro");
+    }
+    let refused = first.publish().expect_err("refused");
+    assert!(refused.code == super::ABORTED && refused.message.contains("cannot be written down"), "{refused:?}");
+    assert!(mounted(&first.target()).is_empty());
+    // What the store says nothing of stays mounted.
+    second.publish().expect("published");
+    for at in [&notes, &beside] {
+        unbind(at);
+    }
+    first.publish().expect("published");
+    kept.node.restart();
+    until(&kept, "kubelet may call", |_| first.publish().is_ok());
+    assert_eq!((mounted(&first.target()).len(), mounted(&second.target()).len()), (1, 1));
+    for volume in [first, second] {
+        volume.unpublish().expect("taken away");
+    }
+    kept.end();
+}
+
+/// What is found to be wrong where no mark can be written is given out by nobody, the next daemon among
+/// them, and is brought again once it can be.
+#[test]
+fn damage_that_a_read_only_store_does_not_take_is_known_to_everybody() {
+    let (origin, model) = origin_with_model(Checksums::multipart());
+    let node = Node::at(&origin);
+    let Some(disk) = Disk::of(&node) else { return skipped("read_only", "nothing can be mounted here") };
+    let Some(kept) = Kept::of(node) else { return };
+    let mut kept = begun(kept, &[]);
+    let source = "s3://models/m/";
+    let ready = kept.node.ready(&json!({"source": source}));
+    let tree = kept.node.store().join("v1/models").join(ready["digest"].as_str().expect("a digest"));
+    let name = model.files.iter().max_by_key(|(_, bytes)| bytes.len()).expect("a file").0;
+    kept.node.kill();
+    damage(&tree.join(name));
+    disk.remount("ro");
+    kept.node.start();
+    assert_eq!(kept.node.larder(&["verify", source]).code, Some(65));
+
+    let volume = volume(&kept, "p1", &[("source", source)]);
+    let is_refused = |kept: &Kept| {
+        assert_eq!(kept.node.larder(&["path", source]).code, Some(65));
+        let shown = kept.node.larder(&["ls"]);
+        assert!(shown.stdout.contains(&format!("damaged: {name}")), "{shown:?}");
+        let to = kept.node.path("given");
+        let ran = kept.node.larder(&["export", source, to.to_str().expect("text")]);
+        assert!(ran.code == Some(65) && !to.join(name).exists(), "{ran:?}");
+        let _ = fs::remove_dir_all(to);
+    };
+    for _ in 0..2 {
+        is_refused(&kept);
+        volume.publish().expect_err("not what is wrong");
+        assert_eq!(kept.node.status()["damaged_blobs"], 1);
+        kept.node.kill();
+        is_refused(&kept);
+        kept.node.start();
+        until(&kept, "the driver's socket", |kept| sockets(kept).iter().all(|socket| socket.exists()));
+    }
+    disk.remount("rw");
+    kept.node.until("brought again", |status| status["damaged_blobs"] == 0);
+    until(&kept, "forgotten", |kept| unwritten(kept).is_empty());
+    assert_eq!(kept.node.larder(&["path", source]).code, Some(0));
+    volume.publish().expect("published");
+    assert_reads(&volume.target(), &model);
+    volume.unpublish().expect("taken away");
     kept.end();
     drop(disk);
 }
