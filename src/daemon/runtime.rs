@@ -39,7 +39,7 @@ pub fn start(name: &str, async_threads: usize, blocking_threads: usize) -> Resul
         .enable_all()
         .build()
         .map_err(cannot)?;
-    if has_waiting_threads(&runtime) {
+    if has_waiting_threads(&runtime, blocking_threads.min(WAITING_THREADS)) {
         return Ok(runtime);
     }
     runtime.shutdown_background();
@@ -47,18 +47,18 @@ pub fn start(name: &str, async_threads: usize, blocking_threads: usize) -> Resul
 }
 
 /// Starts them, and keeps each busy until all have started.
-fn has_waiting_threads(runtime: &Runtime) -> bool {
+fn has_waiting_threads(runtime: &Runtime, count: usize) -> bool {
     let gate = Arc::new(Mutex::new(()));
     let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
     let (sender, started) = mpsc::channel();
-    for _ in 0..WAITING_THREADS {
+    for _ in 0..count {
         let (sender, gate) = (sender.clone(), Arc::clone(&gate));
         runtime.spawn_blocking(move || {
             let _ = sender.send(());
             drop(gate.lock());
         });
     }
-    let all = (0..WAITING_THREADS).all(|_| started.recv_timeout(THREAD_PATIENCE).is_ok());
+    let all = (0..count).all(|_| started.recv_timeout(THREAD_PATIENCE).is_ok());
     drop(closed);
     all
 }
