@@ -137,15 +137,17 @@ fn store_directory(common: &Common) -> Result<PathBuf, Failure> {
     common.store.clone().or_else(|| named("LARDER_STORE")).or_else(default).ok_or_else(none)
 }
 
-/// Runs a command that needs the network; the first Ctrl-C or SIGTERM ends it cleanly, the
-/// second at once.
 /// How models are named, for a command that then only looks: Ctrl-C ends it as it would any other.
 fn names(flags: &NameFlags) -> Result<Names, Failure> {
     let runtime = crate::daemon::runtime::start("larder", 1, 1)?;
     #[expect(clippy::disallowed_methods, reason = "the one entry into the runtime")]
-    Ok(runtime.block_on(Names::of(flags)))
+    let names = runtime.block_on(Names::of(flags));
+    runtime.shutdown_background();
+    Ok(names)
 }
 
+/// Runs a command that needs the network; the first Ctrl-C or SIGTERM ends it cleanly, the
+/// second at once.
 fn with_runtime(command: impl AsyncFnOnce(&Cancel) -> Result<Exit, Failure>) -> Result<Exit, Failure> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let runtime = crate::daemon::runtime::start("larder", cores.clamp(1, ASYNC_THREADS_MAX), BLOCKING_THREADS_MAX)?;
