@@ -216,3 +216,24 @@ fn a_file_of_another_length_is_fetched_again_by_the_daemon() {
     node.until("told", |status| status["damaged_blobs"] == 1);
     assert!(!tree.join(SHARD).exists());
 }
+
+/// What has the place of a blob goes with its model.
+#[test]
+fn a_model_with_a_directory_in_place_of_a_blob_can_be_removed() {
+    let (origin, _) = origin_with_model(Checksums::multipart());
+    let larder = Larder::at(&origin);
+    larder.ok(&["prefetch", "s3://models/m/"]);
+    let mut replaced = 0;
+    for name in ["fresh", "blobs"] {
+        let Ok(below) = std::fs::read_dir(larder.store().join("v1").join(name)) else { continue };
+        let files = below.flat_map(|entry| std::fs::read_dir(entry.expect("an entry").path()).into_iter().flatten());
+        for blob in files.map(|entry| entry.expect("an entry").path()) {
+            std::fs::remove_file(&blob).expect("removed");
+            std::fs::create_dir_all(blob.join("below")).expect("a directory");
+            replaced += 1;
+        }
+    }
+    assert!(replaced > 0);
+    larder.ok(&["rm", "s3://models/m/"]);
+    assert_eq!(larder.ok(&["ls"]).stdout, "");
+}
