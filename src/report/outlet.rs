@@ -166,7 +166,7 @@ mod tests {
         assert!(outlet.waiting.is_empty() && outlet.gave_up);
         let began = Instant::now();
         for _ in 0..100 {
-            let _ = outlet.keep(&writer, &[b'x'; 1 << 16]);
+            let _ = outlet.keep(&writer, &vec![b'x'; 1 << 16]);
         }
         assert!(began.elapsed() < READER_PATIENCE, "it was waited for once");
     }

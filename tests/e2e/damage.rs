@@ -193,11 +193,10 @@ fn a_file_of_another_length_is_fetched_again_by_the_daemon() {
     };
     for kind in ["link", "directory", "unreadable"] {
         let blob = blob();
-        match kind {
-            "unreadable" => {
-                std::fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0)).expect("a mode")
-            }
-            _ => std::fs::remove_file(&blob).expect("removed"),
+        if kind == "unreadable" {
+            std::fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("a mode");
+        } else {
+            std::fs::remove_file(&blob).expect("removed");
         }
         match kind {
             "link" => std::os::unix::fs::symlink("/etc/passwd", &blob).expect("a link"),

@@ -124,12 +124,10 @@ fn a_book_that_is_no_file_begins_anew() {
     for kind in ["directory", "pipe", "link"] {
         node.kill();
         fs::remove_file(&catalog).expect("removed");
+        let pipe = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
         match kind {
             "directory" => fs::create_dir(&catalog).expect("a directory"),
-            "pipe" => {
-                rustix::fs::mknodat(rustix::fs::CWD, &catalog, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
-                    .expect("a pipe")
-            }
+            "pipe" => rustix::fs::mknodat(rustix::fs::CWD, &catalog, pipe.0, pipe.1, 0).expect("a pipe"),
             _ => std::os::unix::fs::symlink("/dev/zero", &catalog).expect("a link"),
         }
         assert_eq!(node.larder(&["ls"]).code, Some(0), "{kind}");
