@@ -228,7 +228,7 @@ impl Found {
 /// that can be, and says what is wrong: that is handed out by nobody from then on. Repairs nothing.
 ///
 /// # Errors
-/// As [`matching`]; [`Exit::Interrupted`](crate::report::Exit::Interrupted) when `cancel` says so, after at most one chunk.
+/// As [`matching`]; [`Exit::Interrupted`] when `cancel` says so, after at most one chunk.
 pub async fn verify(
     store: &Arc<Store>,
     name: Option<Name>,
